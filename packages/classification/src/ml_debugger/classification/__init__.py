@@ -1,0 +1,1 @@
+"""Image classifiers, and any other model that returns logits."""

@@ -1,0 +1,1 @@
+"""Tracing classifiers while they are trained."""

@@ -1,0 +1,197 @@
+"""Keep what a model's layers produce while it runs."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
+from ml_debugger.core.layers import Layer, unwrap
+
+
+class Activations:
+    """What the layers produced in one forward pass, by alias; detached copies of our own."""
+
+    def __init__(self, outer: "Activations | None" = None) -> None:
+        self.outer = outer
+        self._vectors: dict[str, Tensor] = {}
+        self._maps: dict[str, Tensor] = {}
+        self.calls: dict[str, int] = {}
+
+    def __getitem__(self, alias: str) -> Tensor:
+        """Return a layer's reduced activation.
+
+        Raises:
+            LayerNotCapturedError: No layer of this alias ran.
+        """
+        try:
+            return self._vectors[alias]
+        except KeyError:
+            raise LayerNotCapturedError(alias, self._vectors) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vectors)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is one of these copies, so that it needs no other."""
+        return any(tensor is mine for mine in self._vectors.values())
+
+    def keep(self, alias: str, layer: Layer, value: Tensor) -> None:
+        """Keep one call's activation. Runs inside the user's forward pass."""
+        call = self.calls.get(alias, 0)
+        self.calls[alias] = call + 1
+        if layer.call is not None and layer.call != call:
+            return
+        value = value.detach()
+        if torch.compiler.is_compiling():
+            # reducing in the compiled graph would fuse it and change the last bits
+            self._maps[alias] = value.clone()
+        else:
+            self._vectors[alias] = _reduce(layer, value)
+
+    def finish(self, layers: Mapping[str, Layer]) -> None:
+        """Reduce what a compiled model left as it was.
+
+        Raises:
+            LayerNotFiredError: A layer did not run.
+        """
+        for alias, value in self._maps.items():
+            self._vectors[alias] = _reduce(layers[alias], value)
+        self._maps.clear()
+        missing = [alias for alias in layers if alias not in self._vectors]
+        if missing:
+            raise LayerNotFiredError(
+                "; ".join(f"layer {a!r} ({layers[a].text}) did not run" for a in missing)
+                + ". Was the model compiled and run before it was traced (trace it first, or call "
+                "torch.compiler.reset()), scripted, fused, or is the layer unused? "
+                "tracer.check(model_input) tells which layers run"
+            )
+
+
+def _reduce(layer: Layer, value: Tensor) -> Tensor:
+    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
+        # half precision would lose bits in the mean over a map
+        wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        reduced = layer.reducer(wide)
+        shares = reduced.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        return reduced.clone() if shares else reduced
+
+
+class Capture:
+    """The activations of named layers, recorded while asked to.
+
+    Owns its hooks: they are attached once, stay silent outside `recording`, and `close` removes
+    them and no others. Safe to use from several threads and recursively: each forward pass keeps
+    its own activations.
+
+    Example:
+        >>> import torch
+        >>> from ml_debugger.core.layers import parse_layers
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+        >>> with Capture(model, parse_layers({"hidden": "0"}, model)) as capture:
+        ...     with capture.recording() as activations:
+        ...         _ = model(torch.zeros(1, 2))
+        >>> activations["hidden"].shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
+        """Attach a hook to each layer, on the module below any compilation or DDP wrapper."""
+        self.layers = dict(layers)
+        self.latest = Activations()
+        self._passes = threading.local()
+        self._handles: list[Any] = []
+        inner = unwrap(model)
+        for alias, layer in self.layers.items():
+            module = inner.get_submodule(layer.path)
+            if layer.side == "input":
+                hook = module.register_forward_pre_hook(
+                    self._input_keeper(alias, layer), with_kwargs=True
+                )
+            else:
+                hook = module.register_forward_hook(self._output_keeper(alias, layer))
+            self._handles.append(hook)
+
+    def begin(self) -> Activations:
+        """Start keeping what the layers produce in this thread; `end` or `abandon` must follow."""
+        activations = Activations(outer=getattr(self._passes, "current", None))
+        self._passes.current = activations
+        return activations
+
+    def end(self, activations: Activations) -> None:
+        """Stop keeping.
+
+        Raises:
+            LayerNotFiredError: A layer did not run.
+        """
+        self.abandon(activations)
+        activations.finish(self.layers)
+        self.latest = activations
+
+    def abandon(self, activations: Activations) -> None:
+        """Stop keeping, whatever was or was not captured."""
+        self._passes.current = activations.outer
+
+    @contextmanager
+    def recording(self) -> Iterator[Activations]:
+        """Keep what the layers produce in this thread until the block ends.
+
+        Raises:
+            LayerNotFiredError: At the end of the block, when a layer did not run.
+        """
+        activations = self.begin()
+        try:
+            yield activations
+        except BaseException:
+            self.abandon(activations)
+            raise
+        self.end(activations)
+
+    def close(self) -> None:
+        """Take our hooks off the model; activations already captured stay readable."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _output_keeper(self, alias: str, layer: Layer) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            activations = getattr(self._passes, "current", None)
+            if activations is not None:
+                activations.keep(alias, layer, _tensor_of(output, alias, layer))
+
+        return keep
+
+    def _input_keeper(self, alias: str, layer: Layer) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            activations = getattr(self._passes, "current", None)
+            if activations is not None:
+                given = args or tuple(kwargs.values())
+                activations.keep(alias, layer, _tensor_of(given, alias, layer))
+
+        return keep
+
+
+def _tensor_of(value: Any, alias: str, layer: Layer) -> Tensor:
+    """Return the first tensor of what a module took or gave."""
+    if isinstance(value, Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(parts, tuple | list) or isinstance(value, Mapping):
+        for part in parts:
+            if isinstance(part, Tensor):
+                return part
+    raise UnsupportedModelError(
+        f"layer {alias!r} ({layer.text}) has no tensor as its {layer.side}, "
+        f"but {type(value).__name__}; choose another layer"
+    )

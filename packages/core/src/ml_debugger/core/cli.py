@@ -1,0 +1,276 @@
+"""The command line: what Python can do, from a terminal."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ml_debugger.core.errors import InputError, MLDebuggerError
+from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.store import Scope, Store
+from ml_debugger.core.task import KNOWN, installed, load
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+
+app = typer.Typer(
+    help="Find where a PyTorch model fails, why, and which data would help.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(markup=False)  # ids and names may hold anything, brackets too
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the local store.", envvar="MLD_HOME", show_default="~/.ml_debugger"
+    ),
+]
+
+
+class Sort(StrEnum):
+    """The sorts of a query."""
+
+    HIGH = "high_error_proba"
+    LOW = "low_error_proba"
+
+
+@app.command()
+def quickstart(
+    home: Home = None,
+    report: Annotated[Path, typer.Option(help="Where to write the report.")] = Path(
+        "quickstart.html"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="How often to repeat, for the figures.")] = 5,
+    task: Annotated[str, typer.Option(help="Prefix of an installed task.")] = "Classification",
+) -> None:
+    """Run the whole loop on real data that ships with scikit-learn, and write a report."""
+    if task not in {*KNOWN, *installed()}:
+        raise InputError(f"no task {task!r}; installed: {', '.join(installed()) or 'none'}")
+    demonstration = load(task).quickstart
+    if demonstration is None:
+        raise InputError(f"the task {task} has no quickstart")
+    demonstration(home=home, report=report, seeds=seeds)
+
+
+@app.command()
+def results(
+    model: Annotated[str | None, typer.Argument(help="Model name; all if left out.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Version name; all if left out.")] = None,
+    home: Home = None,
+) -> None:
+    """List the traced versions, and the evaluations of each."""
+    store = Store(home)
+    found = [
+        one
+        for one in store.versions()
+        if model in (None, one.version.model_name) and version in (None, one.version.version_name)
+    ]
+    if not found:
+        console.print(f"nothing is recorded{_of(model, version)} in {store.home}")
+        return
+    versions = _table("Versions", "model", "version", "task", "records", "epochs", "size", "last")
+    for one in found:
+        versions.add_row(
+            one.version.model_name,
+            one.version.version_name,
+            one.task,
+            f"{one.records:,}",
+            str(one.epochs),
+            f"{one.bytes / 1e6:,.1f} MB",
+            "" if one.last_written is None else f"{one.last_written:%Y-%m-%d %H:%M}",
+        )
+    console.print(versions)
+    evaluations = _table("Results", "result", "method", "epoch", "made")
+    for one in found:
+        for result in store.results(one.version):
+            epoch = "none" if result.n_epoch is None else str(result.n_epoch)
+            evaluations.add_row(
+                result.name, result.method, epoch, f"{result.completed_at:%Y-%m-%d %H:%M}"
+            )
+    console.print(evaluations if evaluations.row_count else "no results yet")
+
+
+@app.command()
+def report(
+    result_name: Annotated[str, typer.Argument(help="Name of a result.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file.")] = None,
+    home: Home = None,
+) -> None:
+    """Show a result's summary and write its report: one HTML file that needs no network."""
+    result = _result(Store(home), result_name)
+    console.print(result.summary())
+    path = result.report(output or Path(f"{_file_name(result_name)}.html"))
+    console.print(f"report: {path}")
+
+
+@app.command()
+def query(
+    result_name: Annotated[str, typer.Argument(help="Name of a result.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many at most.")] = 50,
+    sort: Annotated[
+        Sort, typer.Option(help="How to sort, without --zone and --where.")
+    ] = Sort.HIGH,
+    zone: Annotated[
+        list[str] | None, typer.Option(help="A zone; give more for any of them.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="A condition such as 'error_proba>=0.8'; more must all hold."),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="The dataset_type.")] = "pool",
+    diverse: Annotated[bool, typer.Option(help="Spread the choice over the features.")] = False,
+    explain: Annotated[bool, typer.Option(help="Say why each was picked.")] = False,
+    home: Home = None,
+) -> None:
+    """Print the ids of recorded inputs worth labelling, one a line."""
+    from ml_debugger.core.pool import open_pool
+    from ml_debugger.core.selection import select
+
+    store = Store(home)
+    result = _result(store, result_name)
+    repository = store.open(ModelVersion(result.model_name, result.version_name))
+    epoch = repository.latest_epoch() if result.n_epoch == "all" else result.n_epoch
+    pool = open_pool(repository, Scope(dataset_types=(dataset,), n_epoch=epoch), result)
+    strategy: Any = sort.value
+    if zone or where:
+        strategy = {"target_zones": zone or None}
+        strategy["conditions"] = [dict(map(_condition, where))] if where else None
+    found = select(pool, n, strategy, diverse=diverse, explain=explain)
+    if not explain:
+        sys.stdout.writelines(f"{one}\n" for one in found)
+        return
+    table = _table(f"{len(found)} of {pool.records.inputs:,} inputs", *found.columns)
+    for row in found.itertuples(index=False):
+        table.add_row(row.input_id, f"{row.rank_value:.3f}", row.zone, row.reason)
+    console.print(table)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model name.")],
+    version: Annotated[str, typer.Argument(help="Version name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A ZIP or a folder.")
+    ] = None,
+    epoch: Annotated[int | None, typer.Option(help="One epoch; all if left out.")] = None,
+    home: Home = None,
+) -> None:
+    """Write a version's records to a ZIP of Parquet files."""
+    from ml_debugger.core.archive import export_archive
+
+    repository = Store(home).open(ModelVersion(model, version))
+    scope = Scope(n_epoch="all" if epoch is None else epoch)
+    console.print(str(export_archive(repository, scope, output)))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A ZIP that export wrote, here or elsewhere.")],
+    home: Home = None,
+) -> None:
+    """Read the records of an export into the local store."""
+    from ml_debugger.core.archive import import_archive
+
+    console.print(f"imported {import_archive(Store(home), file).version}")
+
+
+@app.command()
+def doctor(home: Home = None) -> None:
+    """Look at the installation and the store, and say what is wrong."""
+    import platform
+    import shutil
+    from importlib.metadata import version
+
+    import torch
+
+    store = Store(home)
+    table = _table("ml-debugger", "what", "found")
+    table.add_row("core", version("ml-debugger-core"))
+    table.add_row("Python, torch", f"{platform.python_version()}, {torch.__version__}")
+    table.add_row("CUDA", str(torch.cuda.is_available()))
+    for prefix, entry in installed().items():
+        table.add_row(
+            f"task {prefix}", f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
+        )
+    for prefix, package in KNOWN.items():
+        if prefix not in installed():
+            table.add_row(f"task {prefix}", f"not installed: pip install {package}")
+    table.add_row("store", str(store.home))
+    table.add_row("free disk", f"{shutil.disk_usage(store.home).free / 1e9:,.1f} GB")
+    table.add_row("records", f"{sum(one.records for one in store.versions()):,}")
+    console.print(table)
+    problems = store.verify()
+    for problem in problems:
+        console.print(f"problem: {problem}", style="red")
+    if problems:
+        raise typer.Exit(1)
+    console.print("the store is sound")
+
+
+@app.command()
+def drop(
+    model: Annotated[str, typer.Argument(help="Model name.")],
+    version: Annotated[str, typer.Argument(help="Version name.")],
+    epoch: Annotated[
+        int | None, typer.Option(help="One epoch; the whole version if left out.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Delete a version's records, or one epoch of them, and give their space back."""
+    store = Store(home)
+    repository = store.open(ModelVersion(model, version))
+    what = f"{model}/{version}" + ("" if epoch is None else f", epoch {epoch}")
+    if not yes:
+        typer.confirm(f"Delete all records of {what}?", abort=True)
+    if epoch is None:
+        repository.recreate()
+    else:
+        counts = repository.delete_epoch(epoch)
+        console.print(", ".join(f"{table}: {n:,} rows" for table, n in counts.items()))
+    console.print(f"deleted {what}; {store.compact() / 1e6:,.1f} MB given back")
+
+
+def main() -> None:
+    """Run the command line; what ml-debugger raises on purpose is told without a traceback."""
+    try:
+        app()
+    except MLDebuggerError as error:
+        Console(stderr=True, markup=False, highlight=False).print(f"error: {error}", style="red")
+        sys.exit(1)
+
+
+def _result(store: Store, name: str) -> "Result":
+    from ml_debugger.core.evaluation.result import Result
+
+    store.result(name)  # says which results there are, if not this one
+    return Result.load(store.result_folder(name))
+
+
+def _condition(text: str) -> tuple[str, str]:
+    at = next((at for at, char in enumerate(text) if not (char.isalnum() or char == "_")), 0)
+    if not at:
+        raise InputError(f"--where {text!r} must be a column and a comparison: 'score<0.5'")
+    return text[:at], text[at:].strip()
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _of(*names: str | None) -> str:
+    given = [name for name in names if name]
+    return f" of {'/'.join(given)}" if given else ""
+
+
+def _file_name(name: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in name)

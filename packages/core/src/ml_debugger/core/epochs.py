@@ -1,0 +1,31 @@
+"""'latest', 'all', a number or none, made definite."""
+
+from typing import Any, Literal, Protocol, TypeAlias
+
+from ml_debugger.core.errors import EpochError
+from ml_debugger.core.inputs import as_epoch
+
+#: What a user may write for an epoch. None is an epoch of its own: records without a number.
+EpochSpec: TypeAlias = int | Literal["latest", "all"] | None
+
+
+class EpochHistory(Protocol):
+    """What knows which epoch was written last."""
+
+    def latest_epoch(self) -> int | None:
+        """Return the epoch written last: by time, since training may count from 0 again."""
+
+
+def resolve_epoch(spec: Any, history: EpochHistory) -> int | Literal["all"] | None:
+    """Return a definite epoch, or 'all'.
+
+    Raises:
+        EpochError: Not an int, None, 'latest' or 'all'.
+    """
+    if isinstance(spec, str):
+        if spec == "latest":
+            return history.latest_epoch()
+        if spec == "all":
+            return "all"
+        raise EpochError(f"n_epoch must be an int, None, 'latest' or 'all', got {spec!r}")
+    return as_epoch(spec)

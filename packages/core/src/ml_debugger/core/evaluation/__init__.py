@@ -1,0 +1,1 @@
+"""How likely a prediction is wrong, in which zone it lies, and what it was mistaken for."""

@@ -1,0 +1,233 @@
+"""From labelled units to estimates, zones, codes and figures; the arithmetic of an evaluation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ml_debugger.core.evaluation import metrics
+from ml_debugger.core.evaluation.baselines import BASELINES, Case, compare
+from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates
+from ml_debugger.core.evaluation.folder import Curve, Metrics
+from ml_debugger.core.evaluation.labelled import LabelledUnits
+from ml_debugger.core.evaluation.options import EvaluationOptions
+from ml_debugger.core.evaluation.zones import ZoneRules
+
+#: Most units that an error model is fitted on; the others are estimated like unseen ones.
+MAX_FITTED = 200_000
+#: Units estimated at a time.
+AT_ONCE = 16_384
+#: Baselines with a risk-coverage curve in reports.
+DRAWN = ("max_softmax", "margin", "energy", "knn_distance")
+
+_POINTS = 200
+_RESAMPLED = 10_000
+
+#: Names each unit's error; see `Task.codes`.
+Coder = Callable[[NDArray[Any], NDArray[Any] | None, NDArray[Any], Estimates], Sequence[str]]
+Advance = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What an evaluation found, one value a unit where it is an array.
+
+    Attributes:
+        model: The fitted error model.
+        rules: The rules of its zones.
+        fitted: How many units the model was fitted on.
+        error_proba: Estimated without the unit's own label, float32.
+        outlier: p-values, float32.
+        unstable: Whether features are torn between classes, bool.
+        plausible: The class that the features suggest, int32.
+        zones: Positions in ZONES, int8.
+        codes: Error codes, a dictionary array of text.
+        metrics: Figures over all units.
+        baselines: Figures of ours and other scores, over the units of the fit.
+        curves: Risk-coverage curves of the same.
+    """
+
+    model: ErrorModel
+    rules: ZoneRules
+    fitted: int
+    error_proba: NDArray[np.float32]
+    outlier: NDArray[np.float32]
+    unstable: NDArray[np.bool_]
+    plausible: NDArray[np.int32]
+    zones: NDArray[np.int8]
+    codes: pa.DictionaryArray
+    metrics: Metrics
+    baselines: dict[str, dict[str, float | None]]
+    curves: dict[str, Curve]
+
+
+def estimate(
+    units: LabelledUnits, coder: Coder, options: EvaluationOptions, advance: Advance
+) -> Estimated:
+    """Fit an error model and say of each unit how likely it is wrong, and why.
+
+    Memory holds the features of at most `MAX_FITTED` units: the model is fitted on those, chosen
+    by a hash of their ids, and the rest is estimated in pieces, as units it has never seen.
+
+    Args:
+        units: The labelled units.
+        coder: Names errors in the task's grammar.
+        options: The options of the evaluation.
+        advance: Told how many units more are done; all in all twice as many as there are.
+    """
+    rows = chosen_rows(units, options.seed)
+    groups = units.groups()
+    observations = units.observations(rows)
+    shared: dict[str, Any] = {
+        "groups": None if groups is None else groups[rows],
+        "seed": options.seed,
+        "n_class": units.n_class(),
+    }
+    told = 0.0
+
+    def fit_progress(share: float) -> None:
+        nonlocal told
+        advance((share - told) * len(rows))
+        told = share
+
+    target, wrong = units.target, units.wrong
+    model, found = ErrorModel.fit(
+        observations,
+        target[rows],
+        max_references=options.max_references,
+        progress=fit_progress,
+        **shared,
+    )
+    rules = options.zones or ZoneRules.fit(
+        found, units.score[rows], wrong[rows], stable_risk=options.stable_risk
+    )
+    table = compare(observations, target[rows], found, **shared)
+    curves = _curves(Case.of(observations, target[rows], **shared), found)
+    advance(len(rows))
+    del observations
+
+    out = _Collected(len(units), units, coder, rules)
+    out.put(rows, found)
+    del found
+    rest = np.setdiff1d(np.arange(len(units)), rows, assume_unique=True)
+    for start in range(0, len(rest), AT_ONCE):
+        piece = rest[start : start + AT_ONCE]
+        out.put(piece, model.estimate(units.observations(piece)))
+        advance(2 * len(piece))
+    return Estimated(
+        model=model,
+        rules=rules,
+        fitted=len(rows),
+        error_proba=out.error_proba,
+        outlier=out.outlier,
+        unstable=out.unstable,
+        plausible=out.plausible,
+        zones=out.zones,
+        codes=pa.DictionaryArray.from_arrays(pa.array(out.code), pa.array(list(out.texts))),
+        metrics=figures(out.error_proba, wrong),
+        baselines={
+            name: {key: _defined(value) for key, value in row.items()}
+            for name, row in table.items()
+        },
+        curves=curves,
+    )
+
+
+class _Collected:
+    """Estimates of all units as they come in, without the wide arrays that codes are made of."""
+
+    def __init__(self, n: int, units: LabelledUnits, coder: Coder, rules: ZoneRules) -> None:
+        self._units, self._coder, self._rules = units, coder, rules
+        self.error_proba = np.zeros(n, np.float32)
+        self.outlier = np.zeros(n, np.float32)
+        self.unstable = np.zeros(n, np.bool_)
+        self.plausible = np.zeros(n, np.int32)
+        self.zones = np.zeros(n, np.int8)
+        self.code = np.zeros(n, np.int32)
+        self.texts: dict[str, int] = {}
+
+    def put(self, rows: NDArray[np.int64], found: Estimates) -> None:
+        units = self._units
+        zones = self._rules.assign(found, units.score[rows])
+        codes = self._coder(units.prediction[rows], units.target[rows], zones, found)
+        self.error_proba[rows] = found.error_proba
+        self.outlier[rows] = found.outlier
+        self.unstable[rows] = found.unstable
+        self.plausible[rows] = found.plausible
+        self.zones[rows] = zones
+        self.code[rows] = [self.texts.setdefault(code, len(self.texts)) for code in codes]
+
+
+def chosen_rows(units: LabelledUnits, seed: int) -> NDArray[np.int64]:
+    """Return the units to fit on, in ascending order: all, or those whose ids hash lowest.
+
+    The choice depends on ids and seed alone, not on the order in which records were written, and
+    errors are as frequent among the chosen as among all, so probabilities stay calibrated.
+    """
+    if len(units) <= MAX_FITTED:
+        return np.arange(len(units))
+    from pandas.util import hash_array
+
+    ids = units.of_inputs("input/id").to_numpy(zero_copy_only=False)
+    mixed = hash_array(np.asarray(ids, dtype=object), hash_key=f"{seed:016d}"[:16])
+    return np.sort(np.argpartition(mixed, MAX_FITTED)[:MAX_FITTED]).astype(np.int64)
+
+
+def figures(proba: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Metrics:
+    """Return the figures of some units with their 95 % intervals."""
+    n, errors = len(wrong), int(wrong.sum())
+    low, high = metrics.wilson_interval(n - errors, n)
+    found: dict[str, float | None] = {
+        name: _defined(getattr(metrics, name)(proba, wrong))
+        for name in ("auroc", "aurc", "augrc", "brier", "ece", "nll")
+    }
+    for name in ("auroc", "brier"):
+        found[f"{name}_low"], found[f"{name}_high"] = _interval(name, found[name], proba, wrong)
+    return Metrics(
+        n=n,
+        errors=errors,
+        accuracy=(n - errors) / max(n, 1),
+        accuracy_low=low,
+        accuracy_high=high,
+        **found,
+    )
+
+
+def _interval(
+    name: str, value: float | None, proba: NDArray[np.float32], wrong: NDArray[np.bool_]
+) -> tuple[float | None, float | None]:
+    """Bootstrap an interval; of many units a sample is resampled, and its width scaled down."""
+    if value is None:
+        return None, None
+    metric = getattr(metrics, name)
+    size = min(len(wrong), _RESAMPLED)
+    rows = np.random.default_rng(0).permutation(len(wrong))[:size]
+    low, high = metrics.bootstrap_interval(metric, proba[rows], wrong[rows])
+    centre = metric(proba[rows], wrong[rows])
+    scale = float(np.sqrt(size / len(wrong)))
+    ends = (value + (end - centre) * scale for end in (low, high))
+    low, high = (float(np.clip(end, 0, 1)) for end in ends)
+    return _defined(low), _defined(high)
+
+
+def _curves(case: Case, found: Estimates) -> dict[str, Curve]:
+    risks: dict[str, Any] = {"error_proba": found.error_proba[case.units.rows]}
+    risks |= {name: BASELINES[name](case) for name in DRAWN if name in BASELINES}
+    return {
+        name: _thinned(metrics.risk_coverage_curve(risk, case.units.wrong))
+        for name, risk in risks.items()
+        if risk is not None and len(risk)
+    }
+
+
+def _thinned(curve: metrics.RiskCoverageCurve) -> Curve:
+    n = len(curve.coverage)
+    at = np.unique(np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int))
+    return Curve(coverage=curve.coverage[at].tolist(), risk=curve.risk[at].tolist())
+
+
+def _defined(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,335 @@
+"""How likely each prediction is wrong, learnt once from labelled units.
+
+In every layer, neighbours, distances and a linear discriminant say how well the features agree
+with the predicted class. A logistic regression that may count evidence only against a prediction,
+and that starts from the max softmax, turns this into a calibrated probability.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_debugger.core.errors import SchemaError
+from ml_debugger.core.evaluation.evidence import Evidence, Observations, Sources
+from ml_debugger.core.evaluation.fitting import fit
+from ml_debugger.core.evaluation.head import Head
+from ml_debugger.core.evaluation.layer import Layer, References
+from ml_debugger.core.evaluation.scaling import Array, Floats, Integers
+
+__all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations", "drift"]
+
+#: The outlier p-value of units with non-finite values: below any that a finite one can have.
+NOT_FINITE = 1e-6
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What is thought of each unit.
+
+    Attributes:
+        error_proba: Calibrated probability that the prediction is wrong, (n,), float32.
+        outlier: Conformal p-value in (0, 1], (n,), float32: the share of evaluated units that are
+            at least as far from the others. 1 everywhere for a model without layers.
+        unstable: Whether neighbours are split between classes or layers disagree, (n,), bool.
+        shares: Plausibility of each class given that the prediction is wrong, (n, K), float32;
+            0 for the predicted class; rows add up to 1, to 0 where there is no other class.
+        plausible: The class that the features alone speak for, (n,), int32.
+    """
+
+    error_proba: NDArray[np.float32]
+    outlier: NDArray[np.float32]
+    unstable: NDArray[np.bool_]
+    shares: NDArray[np.float32]
+    plausible: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.error_proba)
+
+    def take(self, rows: Array) -> "Estimates":
+        """Return the estimates of some units, by position (m,), int64, or by mask (n,), bool."""
+        return Estimates(
+            error_proba=self.error_proba[rows],
+            outlier=self.outlier[rows],
+            unstable=self.unstable[rows],
+            shares=self.shares[rows],
+            plausible=self.plausible[rows],
+        )
+
+
+class Remoteness(NamedTuple):
+    """How far the evaluated units are from each other, left out in turn.
+
+    Attributes:
+        centre: Median by layer, shape (L,), float64.
+        spread: Robust standard deviation by layer, shape (L,), float64.
+        ranked: Mean of the standardised values over layers, ascending, shape (n,), float64.
+    """
+
+    centre: Floats
+    spread: Floats
+    ranked: Floats
+
+    @classmethod
+    def of(cls, remoteness: Floats) -> tuple["Remoteness", Floats]:
+        """Rank evaluated units (n, L); also return their own p-values, each among the others."""
+        if remoteness.size == 0:
+            return cls(*(np.zeros(0),) * 3), np.ones(len(remoteness))
+        centre = np.median(remoteness, axis=0)
+        spread = 1.4826 * np.median(np.abs(remoteness - centre), axis=0)
+        spread = np.where(spread > 1e-9, spread, np.maximum(remoteness.std(axis=0), 1e-9))
+        mean = ((remoteness - centre) / spread).mean(axis=1)
+        ranked = np.sort(mean)
+        beyond = len(ranked) - np.searchsorted(ranked, mean, side="left")
+        return cls(centre, spread, ranked), beyond / len(ranked)
+
+    def p_value(self, remoteness: Floats) -> Floats:
+        """Return conformal p-values of other units (Vovk et al. 2005), in (0, 1], shape (n,)."""
+        if len(self.ranked) == 0:
+            return np.ones(len(remoteness))
+        mean = ((remoteness - self.centre) / self.spread).mean(axis=1)
+        beyond = len(self.ranked) - np.searchsorted(self.ranked, mean, side="left")
+        p_value: Floats = (1 + beyond) / (len(self.ranked) + 1)
+        return p_value
+
+
+class ErrorModel:
+    """An estimator of errors, fitted once and applied to any units of the same model.
+
+    Non-finite features, scores or logits are never repaired in silence: such units take no part
+    in the fit. They still get finite estimates out of what is finite about them, with an
+    `error_proba` of at least the evaluated error rate, an `outlier` p-value of `NOT_FINITE`, and
+    `unstable` set.
+
+    Attributes:
+        n_class: K; a label outside 0..K-1 means "none of the model's classes".
+        layers: Aliases of the layers in use.
+        notes: Sentences that a user should read beside the estimates.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        head: Head,
+        remoteness: Remoteness,
+        *,
+        error_rate: float,
+        notes: tuple[str, ...],
+    ) -> None:
+        self.n_class = sources.n_class
+        self.layers = tuple(sources.layers)
+        self.notes = notes
+        self._sources = sources
+        self._head = head
+        self._remoteness = remoteness
+        self._error_rate = error_rate
+
+    @classmethod
+    def fit(
+        cls,
+        observations: Observations,
+        target: Integers,
+        *,
+        groups: Integers | None = None,
+        seed: int = 0,
+        max_references: int = 4096,
+        n_class: int | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> tuple["ErrorModel", Estimates]:
+        """Learn from labelled units.
+
+        The same units and seed give the same model, whatever order they come in.
+
+        Args:
+            observations: What the model saw and said.
+            target: True class of each unit, shape (n,); one outside 0..K-1 is always an error.
+            groups: The input each unit belongs to, shape (n,); units of one input never judge
+                each other. None where each is an input of its own; units that are equal in
+                everything recorded then count as one input.
+            seed: Another seed draws other folds and references.
+            max_references: Most units that others are compared with; bounds memory and time.
+            n_class: K; by default the width of the logits, or one more than the largest class
+                among predictions and targets.
+            progress: Told the share that is done, up to 1.
+
+        Returns:
+            The model, and estimates of the evaluated units themselves, in their order, each made
+            without the unit's own label.
+
+        Raises:
+            InputError: The lengths do not fit.
+            NothingToEvaluateError: No unit is finite in features, score and logits.
+        """
+        fitted = fit(
+            observations,
+            np.asarray(target, np.int64),
+            groups,
+            n_class=n_class,
+            seed=seed,
+            max_references=max_references,
+            progress=progress or (lambda _: None),
+        )
+        remoteness, outlier = Remoteness.of(fitted.evidence.remoteness)
+        model = cls(
+            fitted.sources,
+            fitted.head,
+            remoteness,
+            error_rate=fitted.error_rate,
+            notes=fitted.notes,
+        )
+        estimates = _estimates(fitted.evidence, fitted.error_proba, outlier)
+        back = np.full(len(observations), -1, np.int64)
+        back[fitted.rows] = np.arange(len(fitted.rows))
+        left_out = np.flatnonzero(back < 0)
+        if len(left_out):
+            back[left_out] = np.arange(len(fitted.rows), len(back))
+            rest = model.estimate(observations.take(left_out))
+            # Left out for something that estimates do not use, such as a broken layer's like.
+            rest = model._flagged(rest, np.ones(len(rest), np.bool_))
+            estimates = Estimates(
+                *(
+                    np.concatenate([getattr(e, f.name) for e in (estimates, rest)])
+                    for f in fields(Estimates)
+                )
+            )
+        return model, estimates.take(back)
+
+    def estimate(self, observations: Observations) -> Estimates:
+        """Estimate units that took no part in the fit.
+
+        Each unit's estimates depend on that unit alone (up to rounding, below 1e-6), whatever
+        else is estimated in the same call.
+
+        Raises:
+            InputError: A layer or the logits are missing, or are as wide as another model's.
+        """
+        self._sources.check(observations)
+        evidence = self._sources.gather(observations, np.arange(len(observations)))
+        outlier = self._remoteness.p_value(evidence.remoteness)
+        estimates = _estimates(evidence, self._head(evidence.columns), outlier)
+        return self._flagged(estimates, ~self._sources.finite(observations))
+
+    def _flagged(self, estimates: Estimates, broken: NDArray[np.bool_]) -> Estimates:
+        """Mark units that hold non-finite values."""
+        if not broken.any():
+            return estimates
+        at_least = np.maximum(estimates.error_proba, np.float32(self._error_rate))
+        return replace(
+            estimates,
+            error_proba=np.where(broken, at_least, estimates.error_proba),
+            outlier=np.where(broken, np.float32(NOT_FINITE), estimates.outlier),
+            unstable=estimates.unstable | broken,
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the numbers of the model, by name; with `settings` they are all there is."""
+        sources, head = self._sources, self._head
+        arrays: dict[str, Array] = {
+            "references.labels": sources.references.labels,
+            "references.weights": sources.references.weights,
+            "references.prior": sources.references.prior,
+            "head.centre": head.centre,
+            "head.inverse": head.inverse,
+            "head.weights": head.weights,
+            "remoteness.centre": self._remoteness.centre,
+            "remoteness.spread": self._remoteness.spread,
+            "remoteness.ranked": self._remoteness.ranked,
+        }
+        # Numbered, since an alias may hold characters that a file format does not take.
+        for number, layer in enumerate(sources.layers.values()):
+            for name, values in layer.arrays().items():
+                arrays[f"layer.{number}.{name}"] = values
+        return arrays
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is not an array, as JSON values."""
+        return {
+            "version": _VERSION,
+            "n_class": self.n_class,
+            "layers": list(self.layers),
+            "widths": [layer.scaling.width for layer in self._sources.layers.values()],
+            "notes": list(self.notes),
+            "temperature": self._sources.temperature,
+            "has_score": self._sources.has_score,
+            "intercept": self._head.intercept,
+            "error_rate": self._error_rate,
+        }
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> "ErrorModel":
+        """Rebuild a model whose estimates equal the original's to the last bit.
+
+        Raises:
+            SchemaError: It was written by a version that this one cannot read.
+        """
+        if settings.get("version") != _VERSION:
+            raise SchemaError(
+                f"estimator of version {settings.get('version')!r}, this one reads {_VERSION}; "
+                "evaluate anew"
+            )
+        layers = {
+            alias: Layer.restore(
+                {
+                    name.removeprefix(f"layer.{number}."): values
+                    for name, values in arrays.items()
+                    if name.startswith(f"layer.{number}.")
+                },
+                width,
+            )
+            for number, (alias, width) in enumerate(
+                zip(settings["layers"], settings["widths"], strict=True)
+            )
+        }
+        sources = Sources(
+            layers=layers,
+            references=References(
+                arrays["references.labels"],
+                arrays["references.weights"],
+                arrays["references.prior"],
+            ),
+            n_class=settings["n_class"],
+            temperature=settings["temperature"],
+            has_score=settings["has_score"],
+        )
+        head = Head(
+            arrays["head.centre"],
+            arrays["head.inverse"],
+            arrays["head.weights"],
+            settings["intercept"],
+        )
+        remoteness = Remoteness(
+            arrays["remoteness.centre"], arrays["remoteness.spread"], arrays["remoteness.ranked"]
+        )
+        notes = tuple(settings["notes"])
+        return cls(sources, head, remoteness, error_rate=settings["error_rate"], notes=notes)
+
+
+def drift(outlier_evaluation: Array, outlier_pool: Array) -> bool:
+    """Tell whether other units are unlike the evaluated ones, so that only ranking holds.
+
+    Without drift, 5 % of the p-values are at most 0.05; the flag is raised when the share in the
+    pool exceeds that by three standard errors of both samples.
+
+    Args:
+        outlier_evaluation: `Estimates.outlier` of the evaluated units, shape (n,).
+        outlier_pool: `Estimates.outlier` of the other units, shape (m,).
+    """
+    n, m = len(outlier_evaluation), len(outlier_pool)
+    if n == 0 or m == 0:
+        return False
+    share = float(np.mean(outlier_pool <= 0.05))
+    return share > 0.05 + 3 * float(np.sqrt(0.05 * 0.95 * (1 / n + 1 / m)))
+
+
+def _estimates(evidence: Evidence, error_proba: NDArray[np.float32], outlier: Floats) -> Estimates:
+    return Estimates(
+        error_proba=error_proba,
+        outlier=outlier.astype(np.float32),
+        unstable=evidence.unstable,
+        shares=evidence.shares,
+        plausible=evidence.plausible,
+    )

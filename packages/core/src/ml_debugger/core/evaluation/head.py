@@ -1,0 +1,195 @@
+"""From evidence to a calibrated probability."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_debugger.core.evaluation.scaling import Array, Floats, Integers, log_softmax
+
+#: The evidence of a class vector; "larger means more likely wrong", as everywhere.
+COLUMNS = ("max_softmax", "margin", "entropy")
+
+_CLIP = 4.0
+
+
+def fit_temperature(logits: Array, labels: Integers) -> float:
+    """Return the temperature that fits class vectors best (Guo et al. 2017).
+
+    Args:
+        logits: Class vectors, shape (n, K), finite.
+        labels: True classes, shape (n,); rows with labels outside 0..K-1 are not used.
+
+    Returns:
+        The T that minimises the mean log-loss of softmax(logits / T), drawn to 1 a little;
+        1.0 with fewer than five usable rows.
+    """
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped,unused-ignore]
+
+    rows = np.flatnonzero((labels >= 0) & (labels < logits.shape[1]))
+    if len(rows) < 5:
+        return 1.0
+    chosen, own = logits[rows].astype(np.float64), labels[rows]
+
+    def loss(log_temperature: float) -> float:
+        likelihood = log_softmax(chosen / np.exp(log_temperature))
+        return float(1e-3 * log_temperature**2 - likelihood[np.arange(len(own)), own].mean())
+
+    found = minimize_scalar(loss, bounds=(-2.5, 5), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
+
+
+def logit_columns(scaled: Floats, prediction: Integers) -> Floats:
+    """Return the evidence of class vectors against the predicted classes.
+
+    Args:
+        scaled: Class vectors divided by the temperature, shape (n, K), finite.
+        prediction: Predicted classes, shape (n,); those outside 0..K-1 count as given no chance.
+
+    Returns:
+        Log-odds of any other class (Hendrycks & Gimpel 2017), minus the margin between the
+        two largest, and the entropy, shape (n, 3).
+    """
+    n, width = scaled.shape
+    log_share = log_softmax(scaled)
+    share = np.exp(log_share)
+    rows, known = np.arange(n), prediction < width
+    column = np.where(known, prediction, 0)
+    own = np.where(known, log_share[rows, column], -15.0)
+    rest = log_share.copy()
+    rest[rows[known], column[known]] = -np.inf
+    top = rest.max(axis=1)
+    finite = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        others = finite + np.log(np.exp(rest - finite[:, None]).sum(axis=1))
+    odds = np.clip(others - own, -15, 15)
+    margin = np.zeros(n)
+    if width > 1:
+        two = np.partition(scaled, width - 2, axis=1)[:, -2:]
+        margin = np.clip(-np.abs(two[:, 1] - two[:, 0]), -20, 0)
+    return np.column_stack([odds, margin, -(share * log_share).sum(axis=1)])
+
+
+def score_column(score: Array) -> Floats:
+    """Return the log-odds of being wrong that scores in [0, 1] claim, shape (n,)."""
+    score = np.clip(score.astype(np.float64), 1e-7, 1 - 1e-7)
+    odds: Floats = np.clip(np.log1p(-score) - np.log(score), -15, 15)
+    return odds
+
+
+@dataclass(frozen=True)
+class Head:
+    """A logistic regression on robustly scaled evidence.
+
+    Attributes:
+        centre: Median of each column, shape (c,), float64.
+        inverse: Inverse of each standard deviation, shape (c,); 0 for a constant column.
+        weights: Shape (c,), float64, never negative: evidence against a prediction may count
+            little, but not in its favour.
+        intercept: The log-odds of an error at the median of the evidence.
+    """
+
+    centre: Floats
+    inverse: Floats
+    weights: Floats
+    intercept: float
+
+    @classmethod
+    def scaled_to(cls, columns: Floats) -> Self:
+        """Return a head without weights that scales evidence of shape (n, c)."""
+        deviation = columns.std(axis=0)
+        constant = deviation <= 1e-9 * np.maximum(np.abs(columns).max(axis=0), 1)
+        inverse = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
+        centre = np.median(columns, axis=0)
+        return cls(centre, inverse, np.zeros(columns.shape[1]), 0.0)
+
+    def scale(self, columns: Floats) -> Floats:
+        """Return evidence in units of its own spread, within ±4."""
+        scaled: Floats = np.clip((columns - self.centre) * self.inverse, -_CLIP, _CLIP)
+        return scaled
+
+    def fit(self, columns: Floats, wrong: Array, *, anchor: int, only_anchor: bool) -> "Head":
+        """Fit the weights: ridge logistic regression around a prior, weights >= 0.
+
+        The prior lets the max softmax speak with half of its own slope and everything else
+        hardly at all; errors have to support more, and the fewer there are, the more firmly
+        the prior holds. This is what keeps few errors from doing harm.
+
+        Args:
+            columns: Evidence, shape (n, c), float64.
+            wrong: Whether each unit is an error, shape (n,).
+            anchor: The column that holds the max softmax (or score) evidence.
+            only_anchor: Leave every other column out and add half an error and half a correct
+                unit (Jeffreys' prior): for data that cannot support more.
+        """
+        evidence, outcome = self.scale(columns), wrong.astype(np.float64)
+        prior = np.full(columns.shape[1], 0.05)
+        slope = 1 / self.inverse[anchor] if self.inverse[anchor] > 0 else 0.0
+        prior[anchor] = max(0.05, 0.5 * min(slope, _CLIP))
+        rows = np.ones(len(outcome))
+        usable = self.inverse > 0
+        if only_anchor:
+            usable &= np.arange(len(prior)) == anchor
+            evidence = np.vstack([evidence, np.zeros((2, len(prior)))])
+            outcome, rows = np.append(outcome, [0.0, 1.0]), np.append(rows, [0.5, 0.5])
+        ridge = 5 * max(1.0, 50 / max(float(wrong.sum()), 1.0))
+        weights, intercept = logistic(
+            evidence, outcome, rows, prior=np.where(usable, prior, 0.0), ridge=ridge, usable=usable
+        )
+        return Head(self.centre, self.inverse, weights, intercept)
+
+    def __call__(self, columns: Floats) -> NDArray[np.float32]:
+        """Return the probability of an error for evidence of shape (n, c)."""
+        # Summed by column: a matrix product may round differently for another number of rows.
+        odds = np.sum(self.scale(columns) * self.weights, axis=1) + self.intercept
+        proba: NDArray[np.float32] = (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)
+        return proba
+
+
+def logistic(
+    evidence: Floats,
+    outcome: Floats,
+    rows: Floats,
+    *,
+    prior: Floats,
+    ridge: float,
+    usable: NDArray[np.bool_],
+) -> tuple[Floats, float]:
+    """Return weights >= 0 and intercept of a ridge logistic regression around a prior.
+
+    Args:
+        evidence: Shape (n, c), float64.
+        outcome: 1 for an error, else 0, shape (n,).
+        rows: Weight of each row in the log-loss, shape (n,).
+        prior: Where the ridge draws the weights to, shape (c,).
+        ridge: How firmly it does.
+        usable: Columns whose weight may differ from 0, shape (c,).
+    """
+    from scipy.optimize import minimize  # type: ignore[import-untyped,unused-ignore]
+
+    def loss(values: Floats) -> tuple[float, Floats]:
+        weights, intercept = values[:-1], values[-1]
+        odds = evidence @ weights + intercept
+        off = weights - prior
+        value = rows @ (np.logaddexp(0, odds) - outcome * odds)
+        value += 0.5 * ridge * off @ off + 0.5e-2 * intercept**2
+        # The derivative of logaddexp(0, x), in the form that cannot overflow.
+        residual = rows * (0.5 * (1 + np.tanh(0.5 * odds)) - outcome)
+        slope = np.append(evidence.T @ residual + ridge * off, residual.sum() + 1e-2 * intercept)
+        return float(value), slope
+
+    base = (rows @ outcome + 0.5) / (rows.sum() + 1)
+    start = np.append(prior, np.log(base / (1 - base)))
+    bounds = [(0.0, None if one else 0.0) for one in usable] + [(None, None)]
+    # The tolerance is far below what a probability is read to, so that rows in another order,
+    # which only round differently, end at the same weights.
+    found = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-7},
+    )
+    return found.x[:-1], float(found.x[-1])

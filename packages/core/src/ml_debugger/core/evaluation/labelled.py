@@ -1,0 +1,162 @@
+"""The units that an evaluation is about, read from the store column by column."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ml_debugger.core.evaluation.estimator import Observations
+from ml_debugger.core.records import Array, Units, owners
+from ml_debugger.core.store import Records
+
+#: Says what each predicted unit should have been; see `Task.judge`.
+Judge = Callable[[Units[Array], Units[Array]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some labelled records that can be read whole, and where their units lie among all."""
+
+    records: Records
+    start: int
+    stop: int
+
+    def rows_within(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of some ascending unit numbers lie here, counted from this part's first."""
+        first, last = np.searchsorted(rows, [self.start, self.stop])
+        return rows[first:last] - self.start
+
+
+class LabelledUnits:
+    """The predicted units of labelled inputs, in the order in which they were written.
+
+    Attributes:
+        parts: The records they lie in.
+        layers: The layers that all of them have features of: module path by alias.
+        target: True class of each unit, int64; -1 where none of the model's classes is right.
+        prediction: Predicted class of each unit, int64.
+        score: The model's confidence in each, float32.
+        finite: Whether what was recorded of each is finite.
+    """
+
+    def __init__(self, parts: Sequence[Records], layers: Mapping[str, str], judge: Judge) -> None:
+        stops = np.cumsum([part.units for part in parts])
+        starts = [0, *stops.tolist()]
+        self.parts = [
+            Part(part, start, start + part.units)
+            for part, start in zip(parts, starts[:-1], strict=True)
+        ]
+        names = set.intersection(*(set(part.names()) for part in parts))
+        self.layers = {a: path for a, path in layers.items() if f"predicted/feature.{a}" in names}
+        self._has_logits = "predicted/logits" in names
+        self.target = _joined([np.asarray(_judged(one, judge), np.int64) for one in parts])
+        self.prediction = _joined([_plain(one, "prediction", np.int64) for one in parts])
+        self.score = _joined([_plain(one, "score", np.float32) for one in parts])
+        self.finite = _joined([_plain(one, "finite", np.bool_) for one in parts])
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether each prediction is wrong."""
+        wrong: NDArray[np.bool_] = self.target != self.prediction
+        return wrong
+
+    def observations(self, rows: NDArray[np.int64]) -> Observations:
+        """Read what an error model looks at, of some units given in ascending order."""
+        within = [(part, part.rows_within(rows)) for part in self.parts]
+        chosen = [(part.records, local) for part, local in within if len(local)]
+
+        def read(name: str) -> Array:
+            found = [np.asarray(part.column(f"predicted/{name}", at)) for part, at in chosen]
+            return np.concatenate(found) if len(found) != 1 else found[0]
+
+        return Observations(
+            features={alias: read(f"feature.{alias}") for alias in self.layers},
+            prediction=self.prediction[rows],
+            score=self.score[rows],
+            logits=read("logits") if self._has_logits else None,
+        )
+
+    def n_class(self) -> int | None:
+        """Return how many classes the logits speak of; None where there are no logits."""
+        if not self._has_logits or not len(self):
+            return None
+        return int(self.observations(np.zeros(1, np.int64)).logits.shape[1])  # type: ignore[union-attr]
+
+    def groups(self) -> NDArray[np.int64] | None:
+        """Number the inputs that units belong to; None where each unit is an input of its own.
+
+        The same id in several epochs is one input: its units must not judge each other.
+        """
+        table = pa.table(
+            {
+                "dataset_type": self.of_inputs("input/dataset_type"),
+                "id": self.of_inputs("input/id"),
+            }
+        )
+        if len(self) == 0:
+            return None
+        codes = [c.combine_chunks().dictionary_encode() for c in table.itercolumns()]
+        kind, one = (np.asarray(c.indices.to_numpy(zero_copy_only=False), np.int64) for c in codes)
+        numbers: NDArray[np.int64] = kind * (int(one.max()) + 1) + one
+        return numbers if len(np.unique(numbers)) < len(numbers) else None
+
+    def of_inputs(self, name: str) -> pa.ChunkedArray:
+        """Return an `input/` or `label/` column, one value a unit; null where there is none."""
+        pieces = []
+        for part in self.parts:
+            values = part.records.column(name)
+            values = pa.array(values) if isinstance(values, np.ndarray) else values
+            if pa.types.is_dictionary(values.type):
+                values = values.cast(values.type.value_type)
+            counts = part.records.counts("predicted")
+            if not (counts == 1).all():
+                values = values.take(pa.array(owners(counts, len(counts))))
+            pieces.append(values)
+        return pa.chunked_array(pieces)
+
+    def fields(self) -> list[str]:
+        """Return the additional columns of these records, as `input/<name>`, `label/<name>`."""
+        names = dict.fromkeys(name for part in self.parts for name in part.records.names())
+        own = {"input/id", "input/dataset_type", "input/n_epoch", "input/run", "input/recorded_at"}
+        return [name for name in names if name.startswith(("input/", "label/")) and name not in own]
+
+
+def _judged(part: Records, judge: Judge) -> NDArray[Any]:
+    return judge(_units(part, "predicted"), _units(part, "actual"))
+
+
+def _units(part: Records, side: Literal["predicted", "actual"]) -> Units[Array]:
+    counts = part.counts(side)
+    return Units(_Columns(part, side), None if (counts == 1).all() else counts)
+
+
+class _Columns(Mapping[str, Array]):
+    """The columns of one side of some records, each read when it is asked for."""
+
+    def __init__(self, records: Records, side: str) -> None:
+        self._records = records
+        self._side = side
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self._records.column(f"{self._side}/{name}"))
+
+    def __iter__(self) -> Iterator[str]:
+        start = f"{self._side}/"
+        return (n.removeprefix(start) for n in self._records.names() if n.startswith(start))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _plain(part: Records, name: str, dtype: Any) -> NDArray[Any]:
+    return np.asarray(part.column(f"predicted/{name}"), dtype)
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(arrays)

@@ -1,0 +1,262 @@
+"""An evaluation, start to end: stored records in, a saved result out."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from warnings import warn
+
+import pyarrow as pa
+
+from ml_debugger.core.epochs import resolve_epoch
+from ml_debugger.core.errors import InputError
+from ml_debugger.core.evaluation import folder as saved
+from ml_debugger.core.evaluation.choice import Selection, select
+from ml_debugger.core.evaluation.estimation import Estimated, estimate
+from ml_debugger.core.evaluation.labelled import LabelledUnits
+from ml_debugger.core.evaluation.options import EvaluationOptions
+from ml_debugger.core.evaluation.result import Result
+from ml_debugger.core.evaluation.zones import ZONES
+from ml_debugger.core.inputs import as_name
+from ml_debugger.core.progress import progress
+from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.store import Store
+from ml_debugger.core.task import Task, task_named
+
+DEFAULT = "default"
+_WORDS = """
+    input_id dataset_type n_epoch run prediction label wrong score error_proba outlier unstable
+    plausible zone code finite
+"""
+#: The columns of a result's units; an additional field that is called like one is renamed.
+OWN_COLUMNS = frozenset(_WORDS.split())
+
+
+def evaluate(
+    store: Store,
+    model_version: ModelVersion,
+    *,
+    method_name: str = DEFAULT,
+    result_name: str | None = None,
+    n_epoch: Any = "latest",
+    options: Mapping[str, Any] | None = None,
+) -> Result:
+    """Evaluate a model version's labelled records and save the result.
+
+    See `Evaluator.request_evaluation` for the arguments. Either a whole result is there
+    afterwards, or nothing is.
+
+    Raises:
+        NothingToEvaluateError: No such version, or nothing of what was asked for has labels.
+        InputError: The method does not exist, the name is taken, or an option does not fit.
+        EpochError: `n_epoch` is not an epoch.
+        StoreError: The result cannot be written.
+    """
+    created_at = datetime.now(UTC)
+    chosen = EvaluationOptions.read(options)
+    repository = store.open(model_version)
+    task = task_named(repository.task)
+    method = resolve_method(method_name, task)
+    name = choose_name(store, model_version, method, result_name, created_at)
+    epoch = resolve_epoch(n_epoch, repository)
+
+    selection = select(repository, epoch, chosen, task.judge)
+    for text in selection.warnings:
+        warn(text, stacklevel=3)
+    with progress(2 * len(selection.units), f"evaluating {model_version}") as advance:
+        estimated = estimate(selection.units, task.codes, chosen, advance)
+
+    manifest = saved.Manifest(
+        result_name=name,
+        model_name=model_version.model_name,
+        version_name=model_version.version_name,
+        task=repository.task,
+        method_name=method,
+        n_epoch=epoch,
+        options=chosen.model_dump(mode="json", exclude_none=True),
+        notes=notes(selection, estimated),
+        created_at=created_at,
+        completed_at=datetime.now(UTC),
+        dataset_types=list(selection.dataset_types),
+        runs=list(selection.runs),
+        optimistic=selection.optimistic,
+        rows=_rows(selection, estimated),
+        n_class=estimated.model.n_class,
+        class_names=None if chosen.class_names is None else list(chosen.class_names),
+        architecture_hash=repository.architecture_hash,
+        layers=selection.units.layers,
+        fields=[field_name(full) for full in selection.units.fields()],
+        metrics=estimated.metrics,
+        baselines=estimated.baselines,
+        curves=estimated.curves,
+        rules=estimated.rules.model_dump(mode="json"),
+        error_model=estimated.model.settings(),
+        made_by=_made_by(),
+    )
+    return save(store, manifest, estimated, selection.units)
+
+
+def save(
+    store: Store, manifest: saved.Manifest, estimated: Estimated, units: LabelledUnits
+) -> Result:
+    """Write a result's folder, enter it in the catalogue, and keep its estimates with the records.
+
+    The estimates of the evaluated units were made without their own labels, which a later look
+    at the same records could not repeat, so queries find them there.
+
+    Raises:
+        InputError: The name was taken meanwhile.
+        StoreError: Something cannot be written; nothing is left of the result.
+    """
+    name = manifest.result_name
+    place = store.result_folder(name)
+    if place.exists() and name not in {one.name for one in store.results()}:
+        shutil.rmtree(place)  # left by a process that died between its last two steps
+    with saved.being_written(place) as draft:
+        saved.write(draft, manifest, estimated.model.arrays(), units_table(units, estimated))
+    entered = False
+    try:
+        store.add_result(
+            name=name,
+            version=ModelVersion(manifest.model_name, manifest.version_name),
+            method=manifest.method_name,
+            n_epoch=manifest.n_epoch,
+            options=manifest.options,
+            created_at=manifest.created_at,
+            completed_at=manifest.completed_at,
+        )
+        entered = True
+        for part in units.parts:
+            rows = slice(part.start, part.stop)
+            part.records.write_estimates(
+                name,
+                {
+                    "error_proba": estimated.error_proba[rows],
+                    "outlier": estimated.outlier[rows],
+                    "unstable": estimated.unstable[rows],
+                    "zone": estimated.zones[rows],
+                },
+            )
+    except BaseException:
+        if entered:
+            store.drop_result(name)
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return Result.load(place)
+
+
+def resolve_method(method_name: Any, task: type[Task]) -> str:
+    """Return the method that a name or the alias "default" stands for.
+
+    Raises:
+        InputError: The task has no method of this name.
+    """
+    if method_name in (DEFAULT, task.method):
+        return task.method
+    raise InputError(
+        f"no evaluation method {method_name!r} for the task {task.schema.name}; "
+        f"there are: {DEFAULT!r}, {task.method!r}"
+    )
+
+
+def choose_name(
+    store: Store,
+    model_version: ModelVersion,
+    method: str,
+    given: str | None,
+    created_at: datetime,
+) -> str:
+    """Return the given name if it is free, or make one of model, version, method and day.
+
+    Raises:
+        InputError: It is taken, or no name.
+    """
+    taken = {one.name for one in store.results()}
+    if given is not None:
+        name = as_name(given, "result_name")
+        if name in taken:
+            raise InputError(
+                f"there is a result {name!r} already; choose another result_name, or leave it out "
+                "to get a free one"
+            )
+        return name
+    start = "_".join([*model_version, method, created_at.strftime("%Y%m%d")])
+    return next(
+        name
+        for number in range(1, len(taken) + 2)
+        if (name := start if number == 1 else f"{start}_{number}") not in taken
+    )
+
+
+def notes(selection: Selection, estimated: Estimated) -> list[str]:
+    """Return what a reader has to know before relying on the figures."""
+    found = [*selection.warnings, *estimated.model.notes, *estimated.rules.notes]
+    if selection.without_label:
+        found.append(
+            f"{selection.without_label:,} of {selection.stored:,} records have no ground truth "
+            "and were left out."
+        )
+    if selection.replaced:
+        found.append(
+            f"{selection.replaced:,} records were replaced by a later record with the same id."
+        )
+    if estimated.fitted < len(selection.units):
+        found.append(
+            f"The error model was fitted on {estimated.fitted:,} of {len(selection.units):,} "
+            "units; the others were estimated as units it has never seen."
+        )
+    return found
+
+
+def units_table(units: LabelledUnits, estimated: Estimated) -> pa.Table:
+    """Return the table of evaluated units, in the order in which they were written."""
+    known = (units.target >= 0) & (units.target < estimated.model.n_class)
+    zones = pa.DictionaryArray.from_arrays(
+        pa.array(estimated.zones), pa.array([str(zone) for zone in ZONES])
+    )
+    columns: dict[str, Any] = {
+        "input_id": units.of_inputs("input/id"),
+        "dataset_type": units.of_inputs("input/dataset_type").dictionary_encode(),
+        "n_epoch": units.of_inputs("input/n_epoch"),
+        "run": units.of_inputs("input/run").dictionary_encode(),
+        "prediction": units.prediction,
+        "label": pa.array(units.target, mask=~known),
+        "wrong": units.wrong,
+        "score": units.score,
+        "error_proba": estimated.error_proba,
+        "outlier": estimated.outlier,
+        "unstable": estimated.unstable,
+        "plausible": estimated.plausible,
+        "zone": zones,
+        "code": estimated.codes,
+        "finite": units.finite,
+    }
+    table = pa.table(columns)
+    for full in units.fields():
+        table = table.append_column(field_name(full), units.of_inputs(full))
+    return table
+
+
+def field_name(full: str) -> str:
+    """Return what an additional field is called in a result: its own name if that is free."""
+    name = full.partition("/")[2]
+    return f"field.{name}" if name in OWN_COLUMNS else name
+
+
+def _rows(selection: Selection, estimated: Estimated) -> saved.Rows:
+    return saved.Rows(
+        stored=selection.stored,
+        without_label=selection.without_label,
+        replaced=selection.replaced,
+        evaluated=len(selection.units),
+        not_finite=int((~selection.units.finite).sum()),
+        fitted=estimated.fitted,
+    )
+
+
+def _made_by() -> str:
+    try:
+        return f"ml-debugger-core {version('ml-debugger-core')}"
+    except PackageNotFoundError:
+        return "ml-debugger-core"

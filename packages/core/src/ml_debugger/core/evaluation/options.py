@@ -1,0 +1,69 @@
+"""What a caller may set about an evaluation."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+
+from ml_debugger.core.errors import InputError
+from ml_debugger.core.evaluation.zones import ZoneRules
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
+class EvaluationOptions(BaseModel):
+    """The options of `Evaluator.request_evaluation`.
+
+    Attributes:
+        dataset_type: Evaluate units of this data set, or of these; by default of every one but
+            "train", and of "train" only where nothing else has labels.
+        run: Evaluate records of this run, or of these; all by default.
+        zones: Rules to use in place of those found in the data, as `Result.rules` gives them.
+        stable_risk: Error rate that `stable_coverage` may have, in (0, 1).
+        seed: Another seed draws other folds and references.
+        max_references: Most units that others are compared with; bounds memory and time.
+        error_proba_thresh: How certain a detection's error type must be to be shown as certain,
+            in [0, 1]; without effect on classification.
+        class_names: One name a class, in their order, for reports.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset_type: Names | None = None
+    run: Names | None = None
+    zones: ZoneRules | None = None
+    stable_risk: float = Field(default=0.01, gt=0, lt=1)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32)
+    max_references: StrictInt = Field(default=4096, ge=10)
+    error_proba_thresh: float = Field(default=0.8, ge=0, le=1)
+    class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def read(cls, given: "Mapping[str, Any] | EvaluationOptions | None") -> "EvaluationOptions":
+        """Return options from what a caller gave.
+
+        Raises:
+            InputError: Not a mapping, an option that does not exist, or a value that does not fit.
+        """
+        if isinstance(given, EvaluationOptions):
+            return given
+        if given is None:
+            return cls()
+        if not isinstance(given, Mapping):
+            raise InputError(f"options must be a dict, got {type(given).__name__}")
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+                known = ", ".join(cls.model_fields)
+                raise InputError(f"no option {where!r}; the options are: {known}") from None
+            raise InputError(
+                f"option {where!r}: {problem['msg']} (got {problem['input']!r})"
+            ) from None

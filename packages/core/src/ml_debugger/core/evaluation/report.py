@@ -1,0 +1,281 @@
+"""A result as one HTML page that needs nothing else: no server, no network, no other file."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import pyarrow.compute as pc
+from markupsafe import Markup
+
+from ml_debugger.core.errors import StoreError
+from ml_debugger.core.evaluation import frames, maps, plots
+from ml_debugger.core.evaluation.marks import MARKS, score_name
+from ml_debugger.core.evaluation.summary import Summary
+from ml_debugger.core.evaluation.thumbnail import Thumbnails
+from ml_debugger.core.evaluation.verdict import verdict
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ml_debugger.core.evaluation.result import Result
+
+TEMPLATE = "report.html.jinja"
+
+#: Up to so many classes the confusion matrix is drawn whole; beyond, its largest cells are listed.
+MATRIX_CLASSES = 20
+LISTED = 20
+UNKNOWN = "\N{EN DASH}"
+JUDGED = ("auroc", "aurc", "augrc", "brier", "ece")
+PICTURED = 24
+
+
+class SampleGroup(NamedTuple):
+    """Some units worth a look, and why."""
+
+    title: str
+    hint: str
+    total: int
+    rows: list[dict[str, Any]]
+
+
+def write_report(
+    result: "Result",
+    path: str | os.PathLike[str],
+    images: Any = None,
+    title: str | None = None,
+) -> Path:
+    """Write a result's report and return the file; see `Result.report`."""
+    target = Path(path).expanduser()
+    if target.is_dir() or not target.suffix:
+        target = target / f"{result.folder.name}.html"
+    page = render_report(result, images=images, title=title)
+    draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(page, encoding="utf-8")
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write the report {target}: {error}") from error
+    return target
+
+
+def render_report(result: "Result", images: Any = None, title: str | None = None) -> str:
+    """Return the page of a result's report.
+
+    Names, ids and fields come from users and are escaped; the page forbids itself any request.
+    """
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["count"] = lambda n: f"{n:,}"
+    environment.filters["figure"] = lambda x: UNKNOWN if x is None else f"{x:.3f}"
+    summary = result.summary()
+    thumbnails = Thumbnails(images)
+    groups = sample_groups(result, thumbnails)
+    return environment.get_template(TEMPLATE).render(
+        title=title or f"{result.model_name} / {result.version_name}",
+        result=result,
+        manifest=result.manifest,
+        summary=summary,
+        cards=cards(summary),
+        verdict=verdict(result, summary),
+        marks=MARKS,
+        zones=result.zones(as_="arrow").to_pylist(),
+        figures={name: _script(figure) for name, figure in figures(result).items()},
+        confusions=confusions(result),
+        codes=result.error_codes(as_="arrow").slice(0, 200).to_pylist(),
+        reliability=result.reliability(as_="arrow").to_pylist(),
+        baselines=baseline_rows(result),
+        groups=groups,
+        pictures=bool(thumbnails),
+        picture_problem=thumbnails.problem,
+        pictures_failed=thumbnails.failed,
+        fields=result.fields[:4],
+        names=result.class_names,
+        plotly=Markup(get_plotlyjs()),  # plotly's own script, not a user's text
+    )
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share in percent, with as many digits as keep a rare thing from reading as none."""
+    if share is None or share != share:  # NaN is the only value unlike itself
+        return UNKNOWN
+    value = 100 * share
+    if 0 < value < 0.1 or 99.9 < value < 100:
+        return f"{value:.2f}%"
+    return f"{value:.{digits}f}%"
+
+
+def cards(summary: Summary) -> list[tuple[str, str, str]]:
+    """Return the headline figures: what, how much, and how sure."""
+    stable = summary.zones.get("stable_coverage", 0)
+    critical = summary.zones.get("critical_hotspot", 0)
+    n = max(summary.n, 1)
+    ranking = "it takes both right and wrong units"
+    if summary.auroc is not None and summary.best_baseline is not None:
+        ranking = f"best other: {score_name(summary.best_baseline)} "
+        ranking += f"{summary.best_baseline_auroc:.3f}"
+    interval = ""
+    if summary.auroc_low is not None and summary.auroc_high is not None:
+        interval = f"{summary.auroc_low:.3f} to {summary.auroc_high:.3f}; "
+    return [
+        (
+            "Accuracy",
+            percent(summary.accuracy),
+            f"{percent(summary.accuracy_low)} to {percent(summary.accuracy_high)}",
+        ),
+        ("Wrong", f"{summary.errors:,}", f"of {summary.n:,} units"),
+        (
+            "Errors found (AUROC)",
+            UNKNOWN if summary.auroc is None else f"{summary.auroc:.3f}",
+            interval + ranking,
+        ),
+        (
+            "Calibration error",
+            UNKNOWN if summary.ece is None else percent(summary.ece),
+            "how far the error probability is off, on average",
+        ),
+        ("Highly stable", percent(stable / n), f"{stable:,} units"),
+        ("Over-confident", f"{critical:,}", "critical units: look here first"),
+    ]
+
+
+def figures(result: "Result") -> dict[str, "go.Figure"]:
+    """Return the figures of a report by name."""
+    cells = result.heatmap(maps.PROBA_EDGES, maps.SCORE_EDGES, as_="arrow").to_pylist()
+    drawn = {
+        "zones": plots.zones_figure(result.zones(as_="arrow").to_pylist()),
+        "counts": maps.heatmap_figure(cells, result.rules, rates=False),
+        "rates": maps.heatmap_figure(cells, result.rules, rates=True),
+        "reliability": plots.reliability_figure(result.reliability(as_="arrow").to_pylist()),
+        "risk_coverage": plots.risk_coverage_figure(result.manifest.curves),
+    }
+    if result.manifest.n_class <= MATRIX_CLASSES:
+        counts = frames.confusion(result.to_arrow(), result.manifest.n_class)
+        drawn["confusion"] = maps.confusion_figure(counts, result.class_names)
+    return drawn
+
+
+def _script(figure: "go.Figure") -> Markup:
+    # "<" is the only character that could end the script element that holds the JSON.
+    text = str(figure.to_json()).replace("<", "\\u003c")
+    return Markup(text)  # escaped in the line above
+
+
+def confusions(result: "Result") -> list[dict[str, Any]]:
+    """Return the most frequent confusions of two classes, the largest first."""
+    units = result.to_arrow()
+    wrong = units.filter(units.column("wrong")).select(["label", "prediction"])
+    if not len(wrong):
+        return []
+    pairs = wrong.group_by(["label", "prediction"], use_threads=False)
+    grouped = pairs.aggregate([([], "count_all")])
+    order = [("count_all", "descending"), ("label", "ascending"), ("prediction", "ascending")]
+    totals = {
+        one["values"]: one["counts"]
+        for one in pc.value_counts(units.column("label").combine_chunks()).to_pylist()
+    }
+    names = result.class_names
+    return [
+        {
+            "label": class_name(one["label"], names),
+            "prediction": class_name(one["prediction"], names),
+            "n": one["count_all"],
+            "share": one["count_all"] / totals[one["label"]],
+        }
+        for one in grouped.sort_by(order).slice(0, LISTED).to_pylist()
+    ]
+
+
+def class_name(number: int | None, names: Sequence[str]) -> str:
+    """Return a class in words: its number, and its name where it has one."""
+    if number is None:
+        return "none of the classes"
+    if not 0 <= number < len(names) or names[number] == str(number):
+        return str(number)
+    return f"{names[number]} ({number})"
+
+
+def baseline_rows(result: "Result") -> list[dict[str, Any]]:
+    """Return the table of scores, with what is best in each column marked."""
+    rows = result.baselines(as_="arrow").to_pylist()
+    best: dict[str, float] = {}
+    for name in JUDGED:
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            best[name] = max(values) if name == "auroc" else min(values)
+    return [
+        {
+            "name": score_name(row["name"]),
+            "ours": row["name"] == "error_proba",
+            "cells": [
+                (row[name], row[name] is not None and row[name] == best.get(name))
+                for name in JUDGED
+            ],
+        }
+        for row in rows
+    ]
+
+
+def sample_groups(result: "Result", thumbnails: Thumbnails) -> list[SampleGroup]:
+    """Return the units a reader should see first, in groups that ask for different things."""
+    wrong = result.errors(as_="arrow")
+    confident = wrong.sort_by([("score", "descending"), ("input_id", "ascending")])
+    suspect = result.errors(kind="suspect_label", as_="arrow").sort_by(
+        [("error_proba", "ascending"), ("input_id", "ascending")]
+    )
+    outliers = result.samples(zone="aleatoric_hotspot", as_="arrow").sort_by(
+        [("outlier", "ascending"), ("input_id", "ascending")]
+    )
+    groups = [
+        (
+            "Expected errors",
+            "Wrong units with the highest error probability: what the model is bad at.",
+            wrong,
+        ),
+        (
+            "Confident errors",
+            "Wrong units with the highest score: what a confidence threshold would let through.",
+            confident,
+        ),
+        (
+            "Labels worth a second look",
+            "Wrong by annotation, while the features side with the prediction: a wrong label, or "
+            "a mistake that the features share.",
+            suspect,
+        ),
+        (
+            "Outliers",
+            "Units unlike the rest of the evaluated data, right or wrong: the strangest first.",
+            outliers,
+        ),
+    ]
+    limit = PICTURED if thumbnails else LISTED
+    return [
+        SampleGroup(title, hint, len(units), _rows(units.slice(0, limit), result, thumbnails))
+        for title, hint, units in groups
+        if len(units)
+    ]
+
+
+def _rows(units: Any, result: "Result", thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    names = result.class_names
+    rows: list[dict[str, Any]] = units.to_pylist()
+    for row in rows:
+        row["predicted"] = class_name(row["prediction"], names)
+        row["truth"] = class_name(row["label"], names)
+        row["picture"] = thumbnails[row["input_id"]]
+    return rows

@@ -1,0 +1,144 @@
+"""A saved evaluation as it lies on disk: its header, its units and its error model."""
+
+import os
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pyarrow as pa
+
+from ml_debugger.core.evaluation import folder as files
+from ml_debugger.core.evaluation.frames import as_frame
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.estimator import ErrorModel
+    from ml_debugger.core.evaluation.zones import ZoneRules
+
+
+class SavedResult:
+    """What a result's folder holds, read when it is first used and never changed.
+
+    Attributes:
+        folder: The folder.
+        manifest: Everything scalar in it.
+    """
+
+    def __init__(self, folder: Path, manifest: files.Manifest) -> None:
+        """Take a folder whose manifest was read; use `load`."""
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Open a saved result; its units and its error model are read when first used.
+
+        Raises:
+            ResultNotFoundError: The folder holds no result.
+            SchemaError: It was written by a later version, or is damaged.
+        """
+        path = Path(folder).expanduser().absolute()
+        return cls(path, files.read_manifest(path))
+
+    @property
+    def result_name(self) -> str:
+        """The name that a data filter or a logger asks for it by."""
+        return self.manifest.result_name
+
+    @property
+    def model_name(self) -> str:
+        """The evaluated model."""
+        return self.manifest.model_name
+
+    @property
+    def version_name(self) -> str:
+        """The evaluated version of the model."""
+        return self.manifest.version_name
+
+    @property
+    def method_name(self) -> str:
+        """How it was evaluated, `classification_v1` for example."""
+        return self.manifest.method_name
+
+    @property
+    def n_epoch(self) -> int | Literal["all"] | None:
+        """The evaluated epoch, "all", or None for records without an epoch."""
+        return self.manifest.n_epoch
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options it was made with, defaults included."""
+        return dict(self.manifest.options)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know before trusting the figures, in plain words."""
+        return tuple(self.manifest.notes)
+
+    @property
+    def created_at(self) -> datetime:
+        """When the evaluation was asked for (UTC)."""
+        return self.manifest.created_at
+
+    @property
+    def completed_at(self) -> datetime:
+        """When the evaluation was done (UTC)."""
+        return self.manifest.completed_at
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """The recorded layers that the error model looks at: module path by alias."""
+        return dict(self.manifest.layers)
+
+    @property
+    def fields(self) -> list[str]:
+        """The additional fields among the columns."""
+        return list(self.manifest.fields)
+
+    @property
+    def architecture_hash(self) -> str:
+        """The architecture of the evaluated model; another model has another."""
+        return self.manifest.architecture_hash
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class: as given in the options, or the class numbers."""
+        given = self.manifest.class_names or []
+        return [given[k] if k < len(given) else str(k) for k in range(self.manifest.n_class)]
+
+    @cached_property
+    def rules(self) -> "ZoneRules":
+        """The rules that put a unit into its zone."""
+        from ml_debugger.core.evaluation.zones import ZoneRules
+
+        return ZoneRules.model_validate(self.manifest.rules)
+
+    @cached_property
+    def estimator(self) -> "ErrorModel":
+        """The fitted error model, ready to estimate units it has never seen."""
+        from ml_debugger.core.evaluation.estimator import ErrorModel
+
+        return ErrorModel.restore(files.read_arrays(self.folder), self.manifest.error_model)
+
+    @cached_property
+    def _units(self) -> pa.Table:
+        return files.read_units(self.folder)
+
+    def __len__(self) -> int:
+        """Return the number of evaluated units."""
+        return self.manifest.rows.evaluated
+
+    def __bool__(self) -> bool:
+        return True  # a result is something, however many units it has
+
+    def to_arrow(self) -> pa.Table:
+        """Return all units as an Arrow table."""
+        return self._units
+
+    def to_pandas(self) -> Any:
+        """Return all units as a pandas frame."""
+        return as_frame(self._units, "pandas")
+
+    def to_polars(self) -> Any:
+        """Return all units as a polars frame."""
+        return as_frame(self._units, "polars")

@@ -1,0 +1,71 @@
+"""What a result says of units it was not fitted on."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ml_debugger.core.errors import InputError
+from ml_debugger.core.evaluation.estimator import Observations
+from ml_debugger.core.records import Array
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+    from ml_debugger.core.store import Records
+
+
+def observed(column: Callable[[str], Array | None], layers: Mapping[str, str]) -> Observations:
+    """Gather what an error model looks at.
+
+    Args:
+        column: Gives a predicted column by name; None where there is no such column.
+        layers: The layers to take features of, by alias.
+    """
+    features = {}
+    for alias in layers:
+        values = column(f"feature.{alias}")
+        if values is None:
+            raise InputError(
+                f"layer {alias!r}, which the result was fitted on, was not recorded here"
+            )
+        features[alias] = values
+    prediction, score = column("prediction"), column("score")
+    assert prediction is not None and score is not None  # every task records both
+    return Observations(
+        features=features,
+        prediction=np.asarray(prediction, np.int64),
+        score=np.asarray(score, np.float32),
+        logits=column("logits"),
+    )
+
+
+def judge(column: Callable[[str], Array | None], result: "Result") -> dict[str, Array]:
+    """Return what a result says of some units: one value a unit for each estimated column."""
+    observations = observed(column, result.layers)
+    estimates = result.estimator.estimate(observations)
+    return {
+        "error_proba": estimates.error_proba,
+        "outlier": estimates.outlier,
+        "unstable": estimates.unstable,
+        "zone": result.rules.assign(estimates, observations.score),
+    }
+
+
+def score_missing(records: "Records", result: "Result") -> None:
+    """Estimate the units that this result has not judged yet, and keep that with the records."""
+    missing = records.missing_estimates(result.result_name)
+    if missing is None:
+        return
+    names = set(missing.names())
+    for part in missing.parts():
+
+        def column(name: str, part: "Records" = part) -> Array | None:
+            full = f"predicted/{name}"
+            return part.column(full) if full in names else None
+
+        part.write_estimates(result.result_name, judge(column, result))
+
+
+def of_batch(columns: Mapping[str, Any], result: "Result") -> dict[str, Array]:
+    """Return what a result says of the units of one batch."""
+    return judge(columns.get, result)

@@ -1,0 +1,90 @@
+"""What a result means, in sentences that say no more than its figures do."""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ml_debugger.core.evaluation.marks import score_name
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+    from ml_debugger.core.evaluation.summary import Summary
+
+# A difference in AUROC below this is nothing that a reader should act on.
+_ALIKE = 0.005
+_CALIBRATED = 0.03
+
+
+class Sentence(NamedTuple):
+    """A statement, and whether it is good news."""
+
+    tone: Literal["good", "plain", "bad"]
+    text: str
+
+
+def verdict(result: "Result", summary: "Summary") -> list[Sentence]:
+    """Return what a reader should take away, the most important first."""
+    sentences = [_ranking(summary), _calibration(summary)]
+    zones = {row["zone"]: row for row in result.zones(as_="arrow").to_pylist()}
+    stable, critical = zones["stable_coverage"], zones["critical_hotspot"]
+    if stable["n"]:
+        sentences.append(
+            Sentence(
+                "good",
+                f"{stable['share']:.0%} of the units are highly stable: {stable['errors']:,} of "
+                f"these {stable['n']:,} are wrong ({stable['error_rate']:.1%}).",
+            )
+        )
+    else:
+        sentences.append(
+            Sentence("bad", "No part of the data is safe enough to be called highly stable.")
+        )
+    if critical["n"]:
+        sentences.append(
+            Sentence(
+                "plain",
+                f"{critical['n']:,} units are over-confident (critical_hotspot): "
+                f"{critical['errors']:,} of them are wrong, at a mean score of "
+                f"{critical['mean_score']:.2f}.",
+            )
+        )
+    return sentences
+
+
+def _ranking(summary: "Summary") -> Sentence:
+    ours, other = summary.auroc, summary.best_baseline_auroc
+    if ours is None:
+        which = "right" if summary.errors == 0 else "wrong"
+        return Sentence(
+            "bad",
+            f"Every unit is {which}, so nothing can be learnt about what errors look like. "
+            "Evaluate more or harder data.",
+        )
+    if other is None or summary.best_baseline is None:
+        return Sentence("plain", f"The error probability finds errors with an AUROC of {ours:.3f}.")
+    name = score_name(summary.best_baseline)
+    if ours > other + _ALIKE:
+        return Sentence(
+            "good",
+            f"The error probability finds errors better than every other score here "
+            f"(AUROC {ours:.3f}; the best other, {name}, {other:.3f}).",
+        )
+    if ours >= other - _ALIKE:
+        return Sentence(
+            "plain",
+            f"The error probability finds errors about as well as {name} "
+            f"(AUROC {ours:.3f} and {other:.3f}): here it adds calibration, not ranking. "
+            "Recording more layers may help.",
+        )
+    return Sentence(
+        "bad",
+        f"{name} finds errors better than the error probability (AUROC {other:.3f} against "
+        f"{ours:.3f}). Do not rank by it here; record more layers or evaluate more data.",
+    )
+
+
+def _calibration(summary: "Summary") -> Sentence:
+    if summary.ece is None:
+        return Sentence("plain", "Whether the error probability is calibrated cannot be told.")
+    text = f"off by {100 * summary.ece:.1f} points on average"
+    if summary.ece <= _CALIBRATED:
+        return Sentence("good", f"It can be read as a probability: {text}.")
+    return Sentence("bad", f"Read it as a ranking more than as a probability: it is {text}.")

@@ -1,0 +1,166 @@
+"""A tracer for a model in use: pinned to one epoch and, perhaps, to one evaluation result."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ml_debugger.core.epochs import resolve_epoch
+from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
+from ml_debugger.core.layers import architecture_hash, architecture_of, unwrap
+from ml_debugger.core.pool import StoredPool, open_pool
+from ml_debugger.core.store import Scope, Store
+from ml_debugger.core.tracer import Tracer
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+
+
+class InferenceTracer(Tracer):
+    """The base of loggers and data filters: no ground truth, one epoch, perhaps a result.
+
+    Attributes:
+        result: The evaluation whose error model judges what is recorded, or None.
+        n_epoch: The epoch that records go to and are read from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_name: str,
+        version_name: str,
+        result_name: str | None = None,
+        n_epoch: str | int | None = "latest",
+        target_layers: Mapping[str, Any] | None = None,
+        additional_fields: Sequence[Mapping[str, Any]] | None = None,
+        auto_sync: bool = False,
+        force_table_recreate: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+        *,
+        home: str | PathLike[str] | None = None,
+    ) -> None:
+        """Attach to a model, and to an evaluation of it.
+
+        Args:
+            model: The model to run.
+            model_name: As it was traced.
+            version_name: As it was traced.
+            result_name: An evaluation of this version, from `Result.result_name`.
+            n_epoch: The epoch that records belong to; 'latest' is the result's, or else the one
+                traced last.
+            target_layers: Layers to record, by alias; None takes those of the result.
+            additional_fields: Columns to add to every record.
+            auto_sync: Upload in the background, when a service is configured.
+            force_table_recreate: Drop this version's records first, traced ones included.
+            api_endpoint: The service; `MLD_API_ENDPOINT` if None, and no service if neither.
+            api_key: The service's key; `MLD_API_KEY` if None.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+
+        Raises:
+            InputError: An argument does not fit.
+            ResultNotFoundError: No such result.
+            ArchitectureMismatchError: The result belongs to another model.
+        """
+        self.result = None if result_name is None else _open(result_name, home)
+        if self.result is not None:
+            _fits(self.result, model, model_name, version_name)
+            layers = self.result.layers
+            if target_layers is None:
+                target_layers = layers
+            elif missing := sorted(set(layers) - set(target_layers)):
+                raise InputError(
+                    f"target_layers lacks {', '.join(missing)}, which the result "
+                    f"{self.result.result_name!r} was fitted on; leave target_layers out"
+                )
+        super().__init__(
+            model,
+            model_name,
+            version_name,
+            target_layers,
+            additional_fields,
+            None,
+            auto_sync,
+            force_table_recreate,
+            api_endpoint,
+            api_key,
+            home=home,
+        )
+        try:
+            self.n_epoch = self._resolve(n_epoch)
+        except BaseException:
+            self.close()
+            raise
+
+    def _resolve(self, n_epoch: Any) -> int | None:
+        if n_epoch == "all":
+            raise EpochError("n_epoch must be one epoch here: an int, None or 'latest'")
+        if n_epoch == "latest" and self.result is not None and self.result.n_epoch != "all":
+            return self.result.n_epoch
+        epoch = resolve_epoch(n_epoch, self._repository)
+        assert epoch != "all"  # refused above
+        return epoch
+
+    def export(self, output_path: str | PathLike[str] | None = None) -> Path | None:
+        """Write this epoch's features to a ZIP of Parquet files.
+
+        Args:
+            output_path: A file, or a folder to put the default file name in; None is the current
+                folder.
+
+        Returns:
+            The file, or None on ranks other than the primary.
+        """
+        return self._export(output_path, Scope(n_epoch=self.n_epoch))
+
+    def wait_for_save(self, interval: float = 3) -> None:
+        """Return when everything recorded so far is durable.
+
+        Args:
+            interval: Seconds between looks at the service.
+        """
+        self._saved(interval)
+
+    def upload(self) -> None:
+        """Start sending this epoch's records to the service.
+
+        Raises:
+            EndpointError: No service is configured; the message says what to set.
+        """
+        self._upload()
+
+    def _pool(self, dataset_type: str, runs: tuple[str, ...] | None = None) -> StoredPool:
+        """Return what is recorded of a split in this epoch, judged by the result if any."""
+        self.flush()
+        scope = Scope(dataset_types=(dataset_type,), n_epoch=self.n_epoch, runs=runs)
+        return open_pool(self._repository, scope, self.result)
+
+
+def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":
+    from ml_debugger.core.evaluation.result import Result
+
+    if not isinstance(result_name, str):
+        raise InputError(f"result_name must be a text, got {result_name!r}")
+    store = Store(home)
+    try:
+        store.result(result_name)  # says which results there are, if not this one
+        return Result.load(store.result_folder(result_name))
+    finally:
+        store.close()
+
+
+def _fits(result: "Result", model: Any, model_name: str, version_name: str) -> None:
+    if (result.model_name, result.version_name) != (model_name, version_name):
+        raise InputError(
+            f"the result {result.result_name!r} belongs to {result.model_name}/"
+            f"{result.version_name}, not to {model_name}/{version_name}"
+        )
+    if isinstance(model, nn.Module):
+        found = architecture_hash(architecture_of(unwrap(model)))
+        if found != result.architecture_hash:
+            raise ArchitectureMismatchError(
+                f"the result {result.result_name!r} was fitted on another architecture than this "
+                f"{type(model).__name__}; trace and evaluate this model, and use that result"
+            )

@@ -1,0 +1,255 @@
+"""What a call passes beside the model's input: ids, split, epoch and additional fields.
+
+All of it is checked here, before the model runs and before anything is written.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from os import PathLike, fspath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ml_debugger.core.errors import EpochError, InputError
+
+LONGEST_ID = 4096
+LONGEST_NAME = 200
+
+
+def as_input_ids(input_ids: Any, inputs: int | None) -> list[str]:
+    """Return ids as text.
+
+    Args:
+        input_ids: A sequence of str, int or path, a NumPy array, or a tensor of integers.
+        inputs: How many inputs the batch holds; None when only the model can tell.
+
+    Raises:
+        InputError: Not a sequence of ids, or not one id an input.
+    """
+    if isinstance(input_ids, torch.Tensor | np.ndarray):
+        values = np.atleast_1d(
+            input_ids.detach().cpu().numpy() if isinstance(input_ids, torch.Tensor) else input_ids
+        )
+        if values.ndim != 1:
+            raise InputError(f"input_ids must be one-dimensional, got shape {values.shape}")
+        ids = [_as_id(value, at) for at, value in enumerate(values.tolist())]
+    elif isinstance(input_ids, str | bytes | Mapping) or not hasattr(input_ids, "__iter__"):
+        raise InputError(
+            f"input_ids must be a sequence with one id an input, got {_short(input_ids)}"
+        )
+    else:
+        ids = [_as_id(value, at) for at, value in enumerate(input_ids)]
+    if inputs is not None and len(ids) != inputs:
+        raise InputError(f"{len(ids)} input_ids for a batch of {inputs} inputs; give one an input")
+    return ids
+
+
+def _as_id(value: Any, at: int) -> str:
+    if type(value) is str:
+        text = value
+    elif type(value) is int:
+        return str(value)
+    elif isinstance(value, PathLike):
+        text = str(fspath(value))
+    elif isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
+        return _as_id(value.item(), at)
+    elif isinstance(value, np.integer | str):
+        text = str(value)
+    else:
+        raise InputError(f"input_ids[{at}] must be str, int or path, got {_short(value)}")
+    if not text or len(text) > LONGEST_ID:
+        raise InputError(f"input_ids[{at}] must have 1 to {LONGEST_ID} characters, got {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"input_ids[{at}] is not valid Unicode text: {error.reason}") from None
+    return text
+
+
+def batch_size(model_input: Any) -> int | None:
+    """Return how many inputs a batch holds: the length of its first tensor; None if it has none."""
+    tensor = next(_tensors(model_input), None)
+    return None if tensor is None or tensor.ndim == 0 else len(tensor)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors(one)
+
+
+def as_epoch(n_epoch: Any) -> int | None:
+    """Return a definite epoch.
+
+    Raises:
+        EpochError: Neither an integer nor None; a bool is not an integer here.
+    """
+    if n_epoch is None:
+        return None
+    if isinstance(n_epoch, bool) or not isinstance(n_epoch, int | np.integer):
+        raise EpochError(f"n_epoch must be an int or None, got {_short(n_epoch)}")
+    if not -(2**63) <= n_epoch < 2**63:
+        raise InputError(f"n_epoch must fit 64 bits, got {n_epoch}")
+    return int(n_epoch)
+
+
+def as_name(value: Any, what: str) -> str:
+    """Return a model, version, result or data set name.
+
+    Raises:
+        InputError: Not a text of 1 to 200 printable characters.
+    """
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME:
+        raise InputError(
+            f"{what} must be a text of 1 to {LONGEST_NAME} characters, got {_short(value)}"
+        )
+    if not value.isprintable():
+        raise InputError(f"{what} must be printable text, got {value!r}")
+    return value
+
+
+FieldType = Literal["str", "int", "float", "bool", "datetime", "json"]
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+
+class AdditionalField(BaseModel):
+    """A column that a user adds to the inputs or to the ground truth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=f"^{_IDENTIFIER.pattern}$")
+    type: FieldType
+    nullable: bool = False
+    default: Any = None
+
+
+class FieldSet:
+    """The additional fields of one table, and the check of what a call passes for them."""
+
+    def __init__(
+        self, fields: Sequence[Mapping[str, Any]] | None, *, what: str, reserved: frozenset[str]
+    ) -> None:
+        """Read the declarations.
+
+        Args:
+            fields: `[{"name": "camera", "type": "str", "nullable": True, "default": None}]`.
+            what: The parameter they came in, for messages.
+            reserved: Names that mean something else already.
+
+        Raises:
+            InputError: A declaration is malformed, reserved or given twice.
+        """
+        self.fields: dict[str, AdditionalField] = {}
+        if fields is not None and (
+            isinstance(fields, str | Mapping) or not isinstance(fields, Sequence)
+        ):
+            raise InputError(f"{what} must be a list of dicts, got {_short(fields)}")
+        for at, one in enumerate(fields or ()):
+            try:
+                field = AdditionalField.model_validate(one)
+            except ValidationError as error:
+                problem = error.errors(include_url=False)[0]
+                where = ".".join(str(part) for part in problem["loc"]) or "entry"
+                raise InputError(f"{what}[{at}]: {where}: {problem['msg']}") from None
+            if field.name in reserved:
+                raise InputError(f"{what}[{at}]: the name {field.name!r} is taken; choose another")
+            if field.name in self.fields:
+                raise InputError(f"{what}[{at}]: the name {field.name!r} is given twice")
+            if field.default is not None:
+                _as_value(field.default, field, f"{what}[{at}].default")
+            self.fields[field.name] = field
+
+    def declarations(self) -> list[dict[str, Any]]:
+        """Return the fields as they are stored."""
+        return [field.model_dump(mode="json") for field in self.fields.values()]
+
+    def take(self, given: dict[str, Any], inputs: int) -> dict[str, list[Any]]:
+        """Take these fields' values out of a call's keyword arguments.
+
+        Args:
+            given: The keyword arguments; what is taken is removed.
+            inputs: How many inputs the batch holds.
+
+        Returns:
+            One value an input for each field.
+
+        Raises:
+            InputError: A field is missing, has the wrong length or a value of the wrong type.
+        """
+        return {
+            name: _column(given.pop(name, _MISSING), field, inputs)
+            for name, field in self.fields.items()
+        }
+
+
+_MISSING = object()
+
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "datetime": datetime}
+
+
+def _column(given: Any, field: AdditionalField, inputs: int) -> list[Any]:
+    if given is _MISSING:
+        if field.default is None and not field.nullable:
+            raise InputError(
+                f"field {field.name!r} is missing: pass {field.name}= with one value an input "
+                "or one for all, or declare it nullable or with a default"
+            )
+        given = field.default
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu().tolist()
+    elif isinstance(given, np.ndarray):
+        given = given.tolist()
+    one_for_all = not isinstance(given, list | tuple)
+    values = [given] * inputs if one_for_all else list(given)
+    if len(values) != inputs:
+        raise InputError(
+            f"field {field.name!r} has {len(values)} values for {inputs} inputs; "
+            "give one an input or one for all"
+        )
+    if one_for_all:
+        return [_as_value(given, field, f"field {field.name!r}")] * inputs
+    return [_as_value(one, field, f"field {field.name!r}[{at}]") for at, one in enumerate(values)]
+
+
+def _as_value(value: Any, field: AdditionalField, where: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        if field.nullable:
+            return None
+        raise InputError(f"{where} is None; declare the field nullable to allow that")
+    if field.type == "json":
+        try:
+            return json.dumps(value, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where} is not JSON: {error}") from None
+    if field.type == "float" and type(value) is int:
+        return float(value)
+    if field.type == "datetime" and isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InputError(f"{where} is not an ISO 8601 date: {_short(value)}") from None
+    if type(value) is not _TYPES[field.type]:
+        raise InputError(f"{where} must be {field.type}, got {_short(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{where} must fit 64 bits, got {value}")
+    if isinstance(value, float) and math.isinf(value):
+        raise InputError(f"{where} must be finite or NaN, got {value}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {text if len(text) <= 60 else text[:57] + '...'}"

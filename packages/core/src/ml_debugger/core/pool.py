@@ -1,0 +1,167 @@
+"""What a query looks at: a split's records, beside what a result says of them."""
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ml_debugger.core.records import Array, Batch, owners
+from ml_debugger.core.store import Records, Repository, Scope
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+
+#: What a result says of each unit, beside the columns that were recorded.
+ESTIMATED = frozenset({"error_proba", "zone", "outlier", "unstable"})
+
+
+class Pool(Protocol):
+    """Units with named columns, and the inputs they belong to."""
+
+    def column(self, name: str) -> Any:
+        """Return a column by the name that queries use, one value a unit."""
+
+    def any_unit(self, matches: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return, for each input, whether any of its units matches."""
+
+
+class _Owned:
+    """Folds units to inputs; free where every input has exactly one."""
+
+    def __init__(self, counts: Array | None) -> None:
+        single = counts is None or bool((counts == 1).all())
+        self.counts = None if single else counts
+        self.owner = None if self.counts is None else owners(self.counts, len(self.counts))
+
+    def expand(self, values: Any) -> Any:
+        if self.owner is None:
+            return values
+        arrow = isinstance(values, pa.Array | pa.ChunkedArray)
+        return values.take(pa.array(self.owner)) if arrow else values[self.owner]
+
+    def any_unit(self, matches: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self.owner is None or self.counts is None:
+            return matches
+        return np.bincount(self.owner, weights=matches, minlength=len(self.counts)) > 0
+
+
+class StoredPool(_Owned):
+    """A split as it lies in the store."""
+
+    def __init__(self, records: Records, result: "Result | None") -> None:
+        """Look at some records; `result` must have judged them."""
+        super().__init__(records.counts("predicted"))
+        self.records = records
+        self.result = result
+        self._sources = _queryable(records.names())
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a query may name."""
+        return sorted({*self._sources, *(ESTIMATED if self.result is not None else ())})
+
+    def column(self, name: str) -> Any:
+        """Return a column by the name that queries use, one value a unit."""
+        if name in ESTIMATED and self.result is not None:
+            values = self.records.estimates(self.result.result_name, name)
+            return zone_names(values) if name == "zone" else values
+        source = self._sources[name]
+        values = self.records.column(source)
+        return values if source.startswith("predicted/") else self.expand(values)
+
+    def rank_values(self) -> Array:
+        """Return one value an input to rank by: the mean error probability of its units.
+
+        NaN for an input without units, and for all without a result.
+        """
+        if self.result is None:
+            return np.full(self.records.inputs, np.nan)
+        values = self.records.estimates(self.result.result_name, "error_proba")
+        if self.owner is None or self.counts is None:
+            return values
+        totals = np.bincount(self.owner, weights=values, minlength=len(self.counts))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(totals / self.counts)
+
+    def of_inputs(self, name: str, inputs: NDArray[np.int64]) -> Any:
+        """Return a recorded unit column's values for the first unit of some inputs.
+
+        Each of these inputs must have a unit.
+        """
+        rows = inputs if self.counts is None else (np.cumsum(self.counts) - self.counts)[inputs]
+        return self.records.column(f"predicted/{name}", rows)
+
+
+def open_pool(repository: Repository, scope: Scope, result: "Result | None") -> StoredPool:
+    """Return what is recorded in a scope, judged by a result if one is given.
+
+    Records that the result has not judged yet are judged now, and that is kept with them.
+    """
+    records = repository.records(scope)
+    if result is not None:
+        from ml_debugger.core.evaluation.scoring import score_missing
+
+        score_missing(records, result)
+    if len(records.runs) > 1 and records.replaced:
+        warnings.warn(
+            f"{records.replaced} records were made again in a later run "
+            f"({', '.join(records.runs)}); the newest of each id is used. Select one with run=",
+            stacklevel=4,
+        )
+    return StoredPool(records, result)
+
+
+class BatchPool(_Owned):
+    """One batch, as it was just captured."""
+
+    def __init__(self, batch: Batch, run: str, result: "Result | None") -> None:
+        """Look at a batch; waits until its tensors hold their values."""
+        if batch.ready is not None:
+            batch.ready()
+        counts = batch.predicted.counts
+        super().__init__(None if counts is None else counts.numpy())
+        self._inputs: dict[str, Any] = {
+            "input_id": pa.array(batch.input_ids, pa.string()),
+            "dataset_type": _constant(batch.dataset_type, batch),
+            "run": _constant(run, batch),
+            "n_epoch": pa.array([batch.n_epoch] * len(batch.input_ids), pa.int64()),
+            "recorded_at": np.full(len(batch.input_ids), batch.recorded_at),
+            **{name: pa.array(list(values)) for name, values in batch.fields.items()},
+        }
+        self._units = {name: t.numpy() for name, t in batch.predicted.columns.items()}
+        if result is not None:
+            from ml_debugger.core.evaluation.scoring import of_batch
+
+            judged = of_batch(self._units, result)
+            self._units |= {**judged, "zone": zone_names(judged["zone"])}
+
+    def column(self, name: str) -> Any:
+        """Return a column by the name that queries use, one value a unit."""
+        return self._units[name] if name in self._units else self.expand(self._inputs[name])
+
+
+def _constant(value: str, batch: Batch) -> Any:
+    return pa.array([value] * len(batch.input_ids))
+
+
+def _queryable(names: Iterable[str]) -> dict[str, str]:
+    """Return the stored name of each column that a query may name: no vectors, no truth."""
+    sources = {}
+    for full in names:
+        side, _, name = full.partition("/")
+        vector = name == "logits" or name.startswith(("feature.", "#"))
+        if side in ("input", "predicted") and not vector:
+            sources["input_id" if full == "input/id" else name] = full
+    return sources
+
+
+def zone_names(zones: Array) -> Any:
+    """Return zone names, as an Arrow dictionary, for their positions in ZONES; null for none."""
+    from ml_debugger.core.evaluation.zones import ZONES
+
+    return pa.DictionaryArray.from_arrays(
+        pa.array(np.maximum(zones, 0), pa.int8(), mask=zones < 0), [str(zone) for zone in ZONES]
+    )

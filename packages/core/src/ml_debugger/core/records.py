@@ -1,0 +1,115 @@
+"""What flows from a model to a query: the columns of units, gathered in batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Values = TypeVar("Values", Tensor, Array)
+
+#: The two tables of the contract: what the model saw and said, and what was true.
+Table = Literal["extracted_feature", "ground_truth"]
+
+
+class ModelVersion(NamedTuple):
+    """A model under one set of training conditions."""
+
+    model_name: str
+    version_name: str
+
+    def __str__(self) -> str:
+        return f"{self.model_name}/{self.version_name}"
+
+
+class Column(NamedTuple):
+    """A scalar column that a task promises for each of its units."""
+
+    name: str
+    type: type
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSchema:
+    """The scalar columns of a task's predicted and actual units.
+
+    Vectors (`logits`, `feature.<alias>`) need no declaration: their width is the model's.
+    """
+
+    name: str
+    extracted_feature: tuple[Column, ...] = ()
+    ground_truth: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Units(Generic[Values]):
+    """The units of a batch, column by column.
+
+    A unit is the smallest thing that can be wrong: an image, a box. Tensors on the way into the
+    store, NumPy arrays on the way out.
+
+    Attributes:
+        columns: One value a unit: shape (n,) for scalars, (n, d) for `logits` and
+            `feature.<alias>`.
+        counts: How many units each input has, shape (inputs,), int32; units lie in the order of
+            their inputs. None where every input has exactly one.
+    """
+
+    columns: Mapping[str, Values]
+    counts: Values | None = None
+
+    def __len__(self) -> int:
+        return next((len(values) for values in self.columns.values()), 0)
+
+    def __getitem__(self, name: str) -> Values:
+        return self.columns[name]
+
+
+def features_of(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the feature matrices among some columns, by layer alias."""
+    start = "feature."
+    return {k.removeprefix(start): v for k, v in columns.items() if k.startswith(start)}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One parsed forward pass on its way to the store.
+
+    Attributes:
+        input_ids: One id an input.
+        dataset_type: The split it belongs to.
+        n_epoch: The training epoch, or None.
+        recorded_at: When it was captured, nanoseconds since 1970 (UTC).
+        predicted: What the model said. Host tensors, possibly still being filled.
+        actual: What was true, or None without ground truth.
+        fields: Additional columns of the inputs, one value an input.
+        label_fields: Additional columns of the ground truth, one value an input.
+        ready: Waits until the tensors hold their values; None when they already do.
+    """
+
+    input_ids: Sequence[str]
+    dataset_type: str
+    n_epoch: int | None
+    recorded_at: int
+    predicted: Units[Tensor]
+    actual: Units[Tensor] | None = None
+    fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    label_fields: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    ready: Callable[[], None] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that its tensors hold, in bytes."""
+        units = [self.predicted] if self.actual is None else [self.predicted, self.actual]
+        tensors = [t for one in units for t in one.columns.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + 64 * len(self.input_ids)
+
+
+def owners(counts: Array | None, inputs: int) -> Array:
+    """Return, for each unit, the position of the input it belongs to."""
+    if counts is None:
+        return np.arange(inputs)
+    return np.repeat(np.arange(inputs), counts)

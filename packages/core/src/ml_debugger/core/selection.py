@@ -1,0 +1,118 @@
+"""Pick inputs from a pool: match, rank, draw, spread."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ml_debugger.core.errors import InputError, StrategyError
+from ml_debugger.core.pool import ESTIMATED, StoredPool
+from ml_debugger.core.query import SORTS, FilterConfig, rank, read_strategy
+from ml_debugger.core.sampling import CANDIDATES, SamplingConfig, spread
+
+NEEDS_RESULT = (
+    "needs an evaluation: pass result_name=, which is "
+    "Evaluator(model_name, version_name).request_evaluation().result_name"
+)
+
+
+def select(
+    pool: StoredPool,
+    n_data: int,
+    strategy: Any,
+    type_cast: type | None = None,
+    *,
+    sampling: SamplingConfig | dict[str, Any] | None = None,
+    diverse: bool = False,
+    explain: bool = False,
+) -> Any:
+    """Return ids, best first, or a frame that explains them; see `CommonDataFilter.query`.
+
+    Raises:
+        StrategyError: (a ValueError) The strategy or the sampling does not fit.
+        InputError: `n_data` is not a positive int, or an id cannot be cast.
+    """
+    if isinstance(n_data, bool) or not isinstance(n_data, int | np.integer) or n_data < 1:
+        raise InputError(f"n_data must be an int of at least 1, got {n_data!r}")
+    draw = None if sampling is None else SamplingConfig.read(sampling)
+    chosen = read_strategy(strategy, known=pool.names)
+    if pool.result is None and (isinstance(chosen, str) or chosen.columns & ESTIMATED):
+        raise StrategyError(f"strategy {strategy!r} {NEEDS_RESULT}")
+    order, values = _choose(pool, chosen, int(n_data), draw, diverse=diverse)
+    ids = _cast(pool.records.ids(order).to_pylist(), type_cast)
+    return _explained(pool, chosen, ids, order, values) if explain else ids
+
+
+def _choose(
+    pool: StoredPool,
+    strategy: str | FilterConfig,
+    n: int,
+    draw: SamplingConfig | None,
+    *,
+    diverse: bool,
+) -> tuple[Any, Any]:
+    """Return the chosen inputs' positions, best first, and their rank values."""
+    values = pool.rank_values()
+    among = None
+    if isinstance(strategy, FilterConfig):
+        among = np.flatnonzero(pool.any_unit(strategy.matches(pool.column)))
+    elif pool.counts is not None:
+        among = np.flatnonzero(pool.counts)  # an input without units has no error probability
+    room = CANDIDATES * n if diverse else n
+    order = rank(
+        values,
+        pool.records.ids,
+        len(values) if draw is not None else room,
+        descending=isinstance(strategy, FilterConfig) or SORTS[strategy],
+        among=among,
+    )
+    if draw is not None:
+        order = order[draw.draw(values[order], pool.of_inputs("prediction", order), room)]
+    if diverse and len(order):
+        order = order[spread(pool.of_inputs(_deepest_layer(pool), order), n)]
+    return order, values[order]
+
+
+def _deepest_layer(pool: StoredPool) -> str:
+    layers = [one for one in pool.records.names() if one.startswith("predicted/feature.")]
+    if not layers:
+        raise StrategyError("diverse=True needs a recorded layer; this version has none")
+    return layers[-1].removeprefix("predicted/")
+
+
+def _explained(
+    pool: StoredPool, strategy: str | FilterConfig, ids: list[Any], order: Any, values: Any
+) -> Any:
+    import pandas as pd
+
+    def column(name: str) -> Any:
+        found = pool.column(name)
+        arrow = isinstance(found, pa.Array | pa.ChunkedArray)
+        return found.take(pa.array(order)) if arrow else found[order]
+
+    one_unit = pool.counts is None
+    zones = [None] * len(order)
+    if one_unit and pool.result is not None:
+        zones = column("zone").to_pylist()
+    if isinstance(strategy, str):
+        way = "highest" if SORTS[strategy] else "lowest"
+        reasons = [f"{way} error_proba, place {at}" for at in range(1, len(order) + 1)]
+    elif one_unit:
+        reasons = [strategy.describe(column, row) for row in range(len(order))]
+    else:
+        reasons = ["one of its units matches"] * len(order)
+    return pd.DataFrame({"input_id": ids, "rank_value": values, "zone": zones, "reason": reasons})
+
+
+def _cast(ids: list[str], type_cast: type | None) -> list[Any]:
+    if type_cast is None:
+        return ids
+    cast_ids = []
+    for one in ids:
+        try:
+            cast_ids.append(type_cast(one))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"input_id {one!r} cannot be cast by {type_cast!r}: {error}; leave type_cast out"
+            ) from None
+    return cast_ids

@@ -1,0 +1,201 @@
+"""The SQLite database of the store: how it is opened, migrated, and used in transactions."""
+
+import fcntl
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, select
+
+from ml_debugger.core.errors import SchemaError, StoreError
+from ml_debugger.core.store.tables import Base, SchemaRow
+
+#: Number of the tables in `tables.py`; grows by one with each entry of `MIGRATIONS`.
+SCHEMA = 1
+
+#: What turns a catalogue of schema `n` into one of schema `n + 1`, by `n`.
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+
+BUSY_SECONDS = 30
+PAGE_BYTES = 16384
+WRITE = {"begin": "BEGIN IMMEDIATE"}
+
+_open: "weakref.WeakSet[Catalogue]" = weakref.WeakSet()
+
+
+class Catalogue:
+    """The metadata of a store, in transactions.
+
+    Safe to use from several threads and processes at once: writers queue (up to 30 seconds),
+    readers never wait. A forked child may go on reading; connections are closed before a fork,
+    since SQLite's locks do not survive one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the catalogue, creating or migrating it where needed.
+
+        Raises:
+            StoreError: It cannot be read or written, or is damaged.
+            SchemaError: A newer version of ml-debugger wrote it.
+        """
+        self.path = path
+        self._gate = threading.RLock()
+        self._engine = _engine(path)
+        self._finalize = weakref.finalize(self, self._engine.dispose)
+        try:
+            with _explained(path), _alone(path.with_suffix(".lock")):
+                self._prepare()
+        except BaseException:
+            self._finalize()
+            raise
+        _open.add(self)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that sees one state of the catalogue throughout."""
+        with self._gate, _explained(self.path), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that is committed, durably, when the block ends without an error."""
+        with self._gate, _explained(self.path):
+            engine = self._engine.execution_options(**WRITE)
+            with Session(engine, autoflush=False) as session, session.begin():
+                yield session
+
+    def check(self) -> list[str]:
+        """Let SQLite check the file; return what it found, empty when sound."""
+        with self.reading() as session:
+            found = session.connection().exec_driver_sql("PRAGMA quick_check").scalars().all()
+        return [f"{self.path}: {line}" for line in found if line != "ok"]
+
+    def close(self) -> None:
+        """Close the connections; idempotent, and a later transaction opens a new one."""
+        with self._gate:
+            self._engine.dispose()
+
+    def pause(self) -> None:
+        """Close the connections and let no other thread open one until `resume`."""
+        self._gate.acquire()
+        self._engine.dispose()
+
+    def resume(self) -> None:
+        """Let other threads in again."""
+        self._gate.release()
+
+    def _prepare(self) -> None:
+        with self._engine.connect() as connection:
+            mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+            connection.rollback()
+            if mode != "wal":
+                raw: Any = connection.connection.dbapi_connection
+                raw.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # only before the first table
+                raw.execute("PRAGMA journal_mode = WAL")
+        with self._engine.execution_options(**WRITE).begin() as connection:
+            self._migrate(connection)
+
+    def _migrate(self, connection: Connection) -> None:
+        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+        if not tables:
+            Base.metadata.create_all(connection)
+            connection.exec_driver_sql("INSERT INTO schema_number VALUES (?)", (SCHEMA,))
+            return
+        number = None
+        if SchemaRow.__tablename__ in tables:
+            number = connection.scalar(select(SchemaRow.number))
+        if number is None:
+            raise StoreError(
+                f"{self.path} is a database of something else; expected an ml-debugger "
+                "catalogue. Choose another folder with MLD_HOME or home="
+            )
+        if number > SCHEMA:
+            raise SchemaError(
+                f"{self.path} has schema {number}, this ml-debugger reads up to {SCHEMA}; "
+                "upgrade ml-debugger, or choose another folder with MLD_HOME or home="
+            )
+        for step in range(number, SCHEMA):
+            MIGRATIONS[step](connection)
+        if number != SCHEMA:
+            connection.exec_driver_sql("UPDATE schema_number SET number = ?", (SCHEMA,))
+
+
+def _engine(path: Path) -> Engine:
+    arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=1)
+
+    @event.listens_for(engine, "connect")
+    def connect(raw: Any, _record: object) -> None:
+        raw.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
+        raw.execute("PRAGMA synchronous = FULL")  # a committed chunk also survives a power cut
+        raw.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time create or migrate; a crash gives the lock back."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write in {lock.parent}: {error.strerror}; the store needs a writable "
+            "folder. Choose one with MLD_HOME or home="
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite says into what it means for a store."""
+    try:
+        yield
+    except DBAPIError as error:
+        cause = str(error.orig)
+        advice = "what was recorded before is intact; try again"
+        if "not a database" in cause or "malformed" in cause:
+            advice = (
+                "the catalogue is damaged; restore it from a backup, or choose another folder "
+                "with MLD_HOME or home="
+            )
+        elif "full" in cause:
+            advice = "what was recorded before is intact; free some space and try again"
+        elif "readonly" in cause or "unable to open" in cause:
+            advice = "the folder must be writable; choose another with MLD_HOME or home="
+        elif "locked" in cause:
+            advice = f"another process kept it locked for {BUSY_SECONDS} s; try again"
+        raise StoreError(f"{path}: {cause}; {advice}") from error
+
+
+_held: list[Catalogue] = []
+
+
+def _before_fork() -> None:
+    for catalogue in list(_open):
+        catalogue.pause()
+        _held.append(catalogue)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().resume()
+
+
+# The forking thread holds the gates, and it is the one that goes on in the child, so releasing
+# them is right on both sides.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

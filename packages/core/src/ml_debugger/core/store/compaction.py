@@ -1,0 +1,146 @@
+"""Giving space back, and checking that what the catalogue promises is on disk."""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, update
+from sqlmodel import col, select
+
+from ml_debugger.core.errors import StoreError
+from ml_debugger.core.store.catalogue import Catalogue
+from ml_debugger.core.store.segments import (
+    SUFFIX,
+    Bytes,
+    SegmentReader,
+    SegmentWriter,
+    as_bytes,
+    checksum,
+)
+from ml_debugger.core.store.tables import ChunkRow, RunRow, SegmentRow
+
+DEAD_SHARE = 0.5
+
+
+def compact(catalogue: Catalogue, folder: Path) -> int:
+    """Rewrite segments of which more than half is dead, and return the bytes given back.
+
+    Safe beside writers and readers of any process: a segment that somebody appends to is left
+    alone, chunks move in one transaction, and a reader that finds a file gone looks up where its
+    chunk is now.
+    """
+    freed = 0
+    writer = SegmentWriter(folder)
+    try:
+        for path in sorted(folder.glob("*" + SUFFIX)):
+            freed += _compact_one(catalogue, folder, writer, path)
+    finally:
+        writer.close()
+    return freed
+
+
+def verify(catalogue: Catalogue, folder: Path) -> list[str]:
+    """Return what is wrong with the store, in words; empty when it is sound."""
+    problems = catalogue.check()
+    reader = SegmentReader(folder)
+    with catalogue.reading() as session:
+        query = (
+            select(ChunkRow, SegmentRow.name, RunRow.uuid)
+            .join(SegmentRow, col(SegmentRow.id) == ChunkRow.segment_id)
+            .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
+            .order_by(col(ChunkRow.segment_id), col(ChunkRow.offset))
+        )
+        chunks = [(chunk.model_copy(), name, run) for chunk, name, run in session.exec(query)]
+    for chunk, name, run in chunks:
+        what = f"{chunk.inputs} inputs of run {run}, epoch {chunk.n_epoch}, {chunk.dataset_type}"
+        try:
+            data = _read(reader, name, chunk)
+        except FileNotFoundError:
+            problems.append(f"{folder / (name + SUFFIX)} is missing; it holds {what}")
+        except StoreError as error:
+            problems.append(f"{error} ({what})")
+        else:
+            if checksum([data]) != chunk.crc:
+                problems.append(f"{folder / (name + SUFFIX)} has changed on disk; affected: {what}")
+    return problems
+
+
+def _compact_one(catalogue: Catalogue, folder: Path, writer: SegmentWriter, path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0  # another process compacts too
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        # Only now that nobody can append are the rows of this segment complete.
+        chunks = _chunks_of(catalogue, path.stem)
+        size = os.fstat(fd).st_size
+        live = sum(chunk.nbytes for chunk in chunks)
+        if chunks and size - live <= DEAD_SHARE * size:
+            return 0
+        _move(catalogue, folder, writer, path.stem, chunks)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        return size - live
+    finally:
+        os.close(fd)
+
+
+def _chunks_of(catalogue: Catalogue, name: str) -> list[ChunkRow]:
+    with catalogue.reading() as session:
+        query = (
+            select(ChunkRow)
+            .join(SegmentRow, col(SegmentRow.id) == ChunkRow.segment_id)
+            .where(SegmentRow.name == name)
+            .order_by(col(ChunkRow.id))
+        )
+        return [chunk.model_copy() for chunk in session.exec(query)]
+
+
+def _move(
+    catalogue: Catalogue,
+    folder: Path,
+    writer: SegmentWriter,
+    name: str,
+    chunks: Sequence[ChunkRow],
+) -> None:
+    reader = SegmentReader(folder)
+    places: list[tuple[int | None, str, int]] = []
+    for chunk in chunks:
+        data = _read(reader, name, chunk)
+        if checksum([data]) != chunk.crc:
+            raise StoreError(
+                f"{folder / (name + SUFFIX)} has changed on disk and is left as it is; find what "
+                "is affected with `ml-debugger doctor`"
+            )
+        places.append((chunk.id, *writer.append([data])))
+    with catalogue.writing() as session:
+        numbers: dict[str, Any] = {}
+        for target in dict.fromkeys(target for _, target, _ in places):
+            query = select(SegmentRow.id).where(SegmentRow.name == target)
+            numbers[target] = session.exec(query).first()
+            if numbers[target] is None:
+                row = SegmentRow(name=target)
+                session.add(row)
+                session.flush()
+                numbers[target] = row.id
+        for number, target, offset in places:  # a chunk deleted meanwhile is simply not there
+            session.execute(
+                update(ChunkRow)
+                .where(col(ChunkRow.id) == number)
+                .values(segment_id=numbers[target], offset=offset)
+            )
+        session.execute(delete(SegmentRow).where(col(SegmentRow.name) == name))
+
+
+def _read(reader: SegmentReader, name: str, chunk: ChunkRow) -> Bytes:
+    data = as_bytes(np.empty(chunk.nbytes, np.uint8))
+    reader.read(name, chunk.offset, data)
+    return data

@@ -1,0 +1,295 @@
+"""One model version's records in the local store."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import pyarrow as pa
+from sqlalchemy import delete, func, insert, true
+from sqlmodel import Session, col, select
+from typing_extensions import override
+
+from ml_debugger.core.errors import InputError
+from ml_debugger.core.records import Batch, ModelVersion
+from ml_debugger.core.store.chunks import Chunk, ChunkSource
+from ml_debugger.core.store.columns import FIELD_TYPES, Encoded, encode
+from ml_debugger.core.store.contract import (
+    EVERYTHING,
+    EpochInfo,
+    Purpose,
+    Repository,
+    RunInfo,
+    Scope,
+)
+from ml_debugger.core.store.live import LiveRows
+from ml_debugger.core.store.records import Records
+from ml_debugger.core.store.segments import SegmentWriter, checksum
+from ml_debugger.core.store.tables import ChunkRow, LayoutRow, RunRow, SegmentRow
+
+CHUNK_BYTES = 64 << 20
+
+
+class LocalRepository(Repository):
+    """A repository in the store of this machine; made by `Store.register` and `Store.open`."""
+
+    def __init__(
+        self,
+        source: ChunkSource,
+        writer: SegmentWriter,
+        number: int,
+        *,
+        version: ModelVersion,
+        task: str,
+        architecture: Sequence[str],
+        architecture_hash: str,
+        layers: Mapping[str, str],
+        fields: Sequence[Mapping[str, Any]],
+        label_fields: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Take the parts of the store that this version's records go through."""
+        self.version = version
+        self.task = task
+        self.architecture = tuple(architecture)
+        self.architecture_hash = architecture_hash
+        self.layers = dict(layers)
+        self.fields = tuple(fields)
+        self.label_fields = tuple(label_fields)
+        self._source = source
+        self._catalogue = source.catalogue
+        self._writer = writer
+        self._number = number
+        self._live = LiveRows(source)
+        self._runs: dict[str, int] = {}  # the runs this process records, and their rows
+        self._columns: dict[str, pa.DataType] = {}
+        for side, declared in (("input", fields), ("label", label_fields)):
+            for one in declared:
+                self._columns[f"{side}/{one['name']}"] = FIELD_TYPES[one["type"]]
+
+    @override
+    def start_run(
+        self, purpose: Purpose, *, run: str | None = None, rank: int = 0, world_size: int = 1
+    ) -> str:
+        if purpose not in get_args(Purpose):
+            raise InputError(f"purpose {purpose!r}, expected {', '.join(get_args(Purpose))}")
+        run = run or str(uuid.uuid4())
+        with self._catalogue.writing() as session:
+            same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == run)
+            ranks = {one.rank: one for one in session.exec(same)}
+            if other := [one.purpose for one in ranks.values() if one.purpose != purpose]:
+                raise InputError(f"run {run} is of purpose {other[0]!r}, not {purpose!r}")
+            row = ranks.get(rank)
+            if row is None:
+                row = RunRow(
+                    version_id=self._number,
+                    uuid=run,
+                    purpose=purpose,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    rank=rank,
+                    world_size=world_size,
+                    started_at=time.time_ns(),
+                )
+                session.add(row)
+                session.flush()
+            assert row.id is not None  # flushed
+            number = row.id
+        self._runs[run] = number
+        return run
+
+    @override
+    def write(self, run: str, batches: Sequence[Batch]) -> None:
+        number = self._runs.get(run)
+        if number is None:
+            raise InputError(f"run {run!r} was not started here; call start_run first")
+        for batch in batches:
+            if batch.ready is not None:
+                batch.ready()
+        fields = {one["name"]: one for one in self.fields}
+        label_fields = {one["name"]: one for one in self.label_fields}
+        chunks = list(encode(batches, fields, label_fields, CHUNK_BYTES))
+        if not chunks:
+            return
+        segment, offset = self._writer.append([p for chunk in chunks for p in chunk.pieces])
+        now = time.time_ns()
+        rows = []
+        for chunk in chunks:
+            rows.append(
+                {
+                    "version_id": self._number,
+                    "run_id": number,
+                    "n_epoch": chunk.n_epoch,
+                    "dataset_type": chunk.dataset_type,
+                    "inputs": chunk.inputs,
+                    "units": chunk.units,
+                    "actuals": chunk.actuals,
+                    "offset": offset,
+                    "nbytes": chunk.nbytes,
+                    "buffers": chunk.buffers,
+                    "crc": checksum(chunk.pieces),
+                    "written_at": now,
+                }
+            )
+            offset += chunk.nbytes
+        with self._catalogue.writing() as session:
+            self._insert(session, segment, chunks, rows)
+
+    def _insert(
+        self,
+        session: Session,
+        segment: str,
+        chunks: Sequence[Encoded],
+        rows: list[dict[str, Any]],
+    ) -> None:
+        place = _interned(session, SegmentRow, SegmentRow.name, segment)
+        layouts = {
+            text: _interned(session, LayoutRow, LayoutRow.columns, text)
+            for text in {chunk.layout for chunk in chunks}
+        }
+        for chunk, row in zip(chunks, rows, strict=True):
+            row |= {"segment_id": place, "layout_id": layouts[chunk.layout]}
+        session.execute(insert(ChunkRow), rows)
+
+    @override
+    def records(self, scope: Scope = EVERYTHING) -> Records:
+        return self._view(self._chunks(scope))
+
+    def _view(self, chunks: Sequence[Chunk]) -> Records:
+        return Records(self._source, self._live, chunks, self._columns)
+
+    def _chunks(self, scope: Scope) -> tuple[Chunk, ...]:
+        conditions: list[Any] = [ChunkRow.version_id == self._number]
+        if scope.dataset_types is not None:
+            conditions.append(col(ChunkRow.dataset_type).in_(scope.dataset_types))
+        if scope.n_epoch is None or scope.n_epoch != "all":
+            conditions.append(col(ChunkRow.n_epoch) == scope.n_epoch)
+        if scope.runs is not None:
+            conditions.append(col(RunRow.uuid).in_(scope.runs))
+        with self._catalogue.reading() as session:
+            return self._source.load(session, *conditions)
+
+    @override
+    def latest_epoch(self) -> int | None:
+        with self._catalogue.reading() as session:
+            conditions: tuple[Any, ...] = (RunRow.purpose == "training", true())
+            for condition in conditions:
+                query = (
+                    select(ChunkRow.n_epoch)
+                    .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
+                    .where(col(ChunkRow.version_id) == self._number, condition)
+                    .order_by(col(ChunkRow.id).desc())
+                )
+                for n_epoch in session.exec(query.limit(1)):
+                    return n_epoch
+        return None
+
+    @override
+    def epochs(self) -> list[EpochInfo]:
+        query = (
+            select(
+                ChunkRow.n_epoch,
+                ChunkRow.dataset_type,
+                RunRow.uuid,
+                func.sum(ChunkRow.inputs),
+            )
+            .add_columns(func.max(ChunkRow.written_at), func.max(ChunkRow.id))
+            .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
+            .where(ChunkRow.version_id == self._number)
+            .group_by(col(ChunkRow.n_epoch), col(ChunkRow.dataset_type), col(RunRow.uuid))
+        )
+        with self._catalogue.reading() as session:
+            rows = session.execute(query.order_by(func.max(ChunkRow.id))).all()
+        by_epoch: dict[int | None, list[Any]] = {}
+        for row in rows:
+            # Re-inserting keeps the epoch written last at the end.
+            by_epoch[row[0]] = [*by_epoch.pop(row[0], []), row]
+        return [_epoch_info(n_epoch, found) for n_epoch, found in by_epoch.items()]
+
+    @override
+    def runs(self) -> list[RunInfo]:
+        query = (
+            select(RunRow, func.max(RunRow.world_size), func.sum(ChunkRow.inputs))
+            .join(ChunkRow, col(ChunkRow.run_id) == RunRow.id)
+            .where(RunRow.version_id == self._number)
+            .group_by(col(RunRow.uuid))
+            .order_by(func.min(RunRow.started_at), func.min(RunRow.id))
+        )
+        with self._catalogue.reading() as session:
+            return [
+                RunInfo(
+                    run=row.uuid,
+                    purpose=row.purpose,  # type: ignore[arg-type]  # start_run has checked it
+                    host=row.host,
+                    world_size=int(world_size),
+                    started_at=moment(row.started_at),
+                    records=int(records),
+                )
+                for row, world_size, records in session.exec(query)
+            ]
+
+    @override
+    def delete_epoch(self, n_epoch: int | None) -> dict[str, int]:
+        # Within a run, replaced records were never more than one row to the user.
+        chunks = self._chunks(Scope(n_epoch=n_epoch))
+        predicted = actual = 0
+        for run in dict.fromkeys(chunk.run for chunk in chunks):
+            mine = self._view([chunk for chunk in chunks if chunk.run == run])
+            predicted += mine.units
+            actual += int(mine.counts("actual").sum())
+        with self._catalogue.writing() as session:
+            labelled = session.exec(
+                select(ChunkRow.id)
+                .where(ChunkRow.version_id == self._number, col(ChunkRow.actuals).is_not(None))
+                .limit(1)
+            ).first()
+            session.execute(
+                delete(ChunkRow).where(
+                    col(ChunkRow.version_id) == self._number,
+                    col(ChunkRow.n_epoch) == n_epoch,
+                    col(ChunkRow.id) <= (chunks[-1].id if chunks else 0),  # what was counted
+                )
+            )
+        self._live.clear()
+        counts = {"extracted_feature": predicted}
+        return counts if labelled is None else {**counts, "ground_truth": actual}
+
+    @override
+    def recreate(self) -> None:
+        with self._catalogue.writing() as session:
+            session.execute(delete(ChunkRow).where(col(ChunkRow.version_id) == self._number))
+        self._live.clear()
+
+    @override
+    def close(self) -> None:
+        self._live.clear()
+
+
+def moment(nanoseconds: int) -> datetime:
+    """Return a point in time, in UTC."""
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+
+
+def _epoch_info(n_epoch: int | None, rows: Sequence[Any]) -> EpochInfo:
+    records: dict[str, int] = {}
+    for _, dataset_type, _, inputs, *_ in rows:
+        records[dataset_type] = records.get(dataset_type, 0) + int(inputs)
+    return EpochInfo(
+        n_epoch=n_epoch,
+        last_written=moment(max(row[4] for row in rows)),
+        runs=tuple(dict.fromkeys(row[2] for row in rows)),
+        records=records,
+    )
+
+
+def _interned(session: Session, table: Any, column: Any, value: str) -> int:
+    """Return the number of the row with a value, which is added when it is new."""
+    number = session.exec(select(table.id).where(column == value)).first()
+    if number is None:
+        row = table(**{column.key: value})
+        session.add(row)
+        session.flush()
+        number = row.id
+    return int(number)

@@ -1,0 +1,449 @@
+"""The steps in order: check, run the model, parse what it said, hand it to the store."""
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ml_debugger.core import distributed
+from ml_debugger.core.capture import Activations, Capture
+from ml_debugger.core.checkup import Checkup, check_model
+from ml_debugger.core.errors import EndpointError, InputError, SyncError
+from ml_debugger.core.inputs import FieldSet, as_epoch, as_input_ids, as_name, batch_size
+from ml_debugger.core.layers import architecture_of, parse_layers, unwrap
+from ml_debugger.core.records import Batch, ModelVersion, TaskSchema, Units
+from ml_debugger.core.settings import Service
+from ml_debugger.core.store import LocalRepository, Purpose, Scope, Store
+from ml_debugger.core.transfer import HostCopy
+from ml_debugger.core.writer import BatchWriter
+
+#: What a column or an argument is called already.
+_RESERVED = frozenset(
+    {"model_input", "ground_truth", "input_ids", "dataset_type", "n_epoch"}
+    | {"input_id", "id", "run", "recorded_at", "prediction", "label", "wrong", "score"}
+    | {"finite", "error_proba", "outlier", "unstable", "plausible", "zone", "code"}
+)
+
+
+class Tracer(ABC):
+    """A model whose calls are recorded; the base of every tracer, logger and data filter.
+
+    Calling it runs the model and returns the model's own output, untouched: training mode,
+    gradients, random state and the user's hooks stay as they are. It owns its hooks and its
+    writer; `close()`, a `with` block or the interpreter's exit flush and release them.
+    """
+
+    schema: ClassVar[TaskSchema]
+    purpose: ClassVar[Purpose]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_name: str,
+        version_name: str,
+        target_layers: Mapping[str, Any] | None = None,
+        additional_fields: Sequence[Mapping[str, Any]] | None = None,
+        additional_label_fields: Sequence[Mapping[str, Any]] | None = None,
+        auto_sync: bool = False,
+        force_table_recreate: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+        *,
+        home: str | PathLike[str] | None = None,
+    ) -> None:
+        """Attach to a model and open its records.
+
+        Under `torch.distributed`, construct it on every rank: they agree on one run.
+
+        Args:
+            model: The model to trace, on any device.
+            model_name: Stands for an architecture, which is recorded on first use.
+            version_name: Stands for training conditions and data.
+            target_layers: Layers to record, by alias; see `ml_debugger.core.layers`. None picks
+                the classifier's input and up to two earlier stages.
+            additional_fields: Columns to add to every record.
+            additional_label_fields: Columns to add to the ground truth.
+            auto_sync: Upload in the background, when a service is configured.
+            force_table_recreate: Drop this version's records first.
+            api_endpoint: The service; `MLD_API_ENDPOINT` if None, and no service if neither.
+            api_key: The service's key; `MLD_API_KEY` if None.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+
+        Raises:
+            InputError: An argument does not fit.
+            LayerNotFoundError: A layer's path leads nowhere.
+            ArchitectureMismatchError: The model name belongs to another architecture.
+            UnsupportedModelError: The model cannot be traced.
+            StoreError: The store cannot be opened.
+        """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.model = model
+        self.version = ModelVersion(
+            as_name(model_name, "model_name"), as_name(version_name, "version_name")
+        )
+        self._fields = FieldSet(additional_fields, what="additional_fields", reserved=_RESERVED)
+        self._label_fields = FieldSet(
+            additional_label_fields,
+            what="additional_label_fields",
+            reserved=_RESERVED | set(self._fields.fields),
+        )
+        self._layers = parse_layers(target_layers, unwrap(model))
+        self._service = Service.resolve(api_endpoint, api_key)
+        self._auto_sync = auto_sync
+        if auto_sync and self._service.endpoint:
+            warnings.warn(
+                f"auto_sync: this release cannot upload to {self._service.endpoint}; records stay "
+                "in the local store, and export() writes them to a file",
+                stacklevel=3,
+            )
+        self._store = Store(home)
+        try:
+            self._repository = self._register(recreate=force_table_recreate)
+            self._start()
+            self._capture = Capture(model, self._layers)
+        except BaseException:
+            self._store.close()
+            raise
+
+    # What a task implements
+
+    @abstractmethod
+    def parse_output(self, output: Any, activations: Activations) -> Units[Tensor]:
+        """Read units from what the model returned.
+
+        Args:
+            output: The model's output, as the user will see it. It must not be changed.
+            activations: What the layers produced.
+
+        Returns:
+            Units with the schema's columns, and `logits` and `feature.<alias>` where there are
+            any, on whatever device they are.
+
+        Raises:
+            UnsupportedModelError: The output is not of this task.
+        """
+
+    @abstractmethod
+    def parse_ground_truth(self, ground_truth: Any, inputs: int | None) -> Units[Tensor]:
+        """Read units from what the user says is true.
+
+        It runs before the model does, so that bad labels cost nothing.
+
+        Args:
+            ground_truth: What the call was given, not None.
+            inputs: The number of inputs in the batch; None when only the model can tell.
+
+        Raises:
+            InputError: It is not of the expected form or length.
+        """
+
+    def run_model(self, model_input: Any) -> Any:
+        """Call the model; a mapping is passed as keyword arguments."""
+        if isinstance(model_input, Mapping):
+            return self.model(**model_input)
+        return self.model(model_input)
+
+    # What users call
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """The recorded layers, by alias, as they would be written in `target_layers`."""
+        return {alias: layer.text for alias, layer in self._layers.items()}
+
+    @property
+    def run(self) -> str:
+        """The id of this tracer's run; all ranks of a job share it."""
+        return self._run
+
+    def get_hooked_features(self, layer_name: str) -> Tensor:
+        """Return what a layer produced in the latest call, reduced to a vector an input.
+
+        Args:
+            layer_name: Alias of the layer.
+
+        Returns:
+            A detached copy, shape (n, d), on the model's device.
+
+        Raises:
+            LayerNotCapturedError: (a KeyError) Nothing has been captured for it.
+        """
+        return self._capture.latest[layer_name]
+
+    def check(self, model_input: Any) -> Checkup:
+        """Run one batch, record nothing, and report how each layer can be recorded.
+
+        The model runs in evaluation mode without gradients, and is left in the mode it was in.
+        """
+        return check_model(self.model, self._layers, lambda: self.run_model(model_input))
+
+    def flush(self) -> None:
+        """Return when everything recorded so far is on disk.
+
+        Raises:
+            StoreError: It cannot be written; it is kept in memory and tried again.
+        """
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush, take our hooks off the model and release the store. Safe to call twice."""
+        self._capture.close()
+        try:
+            self._writer.stop()
+        finally:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # The steps
+
+    def _register(self, *, recreate: bool) -> LocalRepository:
+        return self._store.register(
+            self.version,
+            task=self.schema.name,
+            architecture=architecture_of(unwrap(self.model)),
+            layers=self.layers,
+            fields=self._fields.declarations(),
+            label_fields=self._label_fields.declarations(),
+            recreate=recreate and distributed.is_primary(),
+        )
+
+    def _start(self) -> None:
+        """Begin a run: an id that all ranks agree on, and a writer."""
+        self._run = distributed.agree_on(
+            self._repository.start_run(self.purpose) if distributed.is_primary() else ""
+        )
+        if not distributed.is_primary():
+            self._repository.start_run(
+                self.purpose,
+                run=self._run,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
+        repository, run = self._repository, self._run
+        self._writer = BatchWriter(lambda batches: repository.write(run, batches))
+
+    def _trace(
+        self,
+        model_input: Any,
+        ground_truth: Any,
+        input_ids: Any,
+        dataset_type: str,
+        n_epoch: int | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Any]:
+        """Check, run, parse and save one call; return the output and what saving returned."""
+        call = self._checked(
+            ground_truth, input_ids, batch_size(model_input), dataset_type, n_epoch, kwargs
+        )
+        with self._capture.recording() as activations:
+            output = self.run_model(model_input)
+        saved = self._parse_and_save_io_data(
+            model_input, output, ground_truth, activations=activations, **call
+        )
+        return output, saved
+
+    def _checked(
+        self,
+        ground_truth: Any,
+        input_ids: Any,
+        inputs: int | None,
+        dataset_type: str,
+        n_epoch: int | None,
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Check all that can be checked before the model runs."""
+        given = dict(kwargs)
+        ids = as_input_ids(input_ids, inputs)
+        labels = {} if ground_truth is None else self._label_fields.take(given, len(ids))
+        if ground_truth is not None:
+            self.parse_ground_truth(ground_truth, len(ids))
+        call = {
+            "input_ids": ids,
+            "dataset_type": as_name(dataset_type, "dataset_type"),
+            "n_epoch": as_epoch(n_epoch),
+            "fields": self._fields.take(given, len(ids)),
+            "label_fields": labels,
+        }
+        ours = Tracer._parse_and_save_io_data
+        if given and type(self)._parse_and_save_io_data is ours:  # noqa: SLF001  our own
+            raise InputError(
+                f"unexpected argument {min(given)!r}; additional values must be declared in "
+                "additional_fields or additional_label_fields"
+            )
+        return {**call, **given}
+
+    def _parse_and_save_io_data(
+        self,
+        model_input: Any,
+        model_output: Any,
+        ground_truth: Any,
+        *,
+        activations: Activations,
+        input_ids: Sequence[str],
+        dataset_type: str,
+        n_epoch: int | None,
+        fields: Mapping[str, Sequence[Any]],
+        label_fields: Mapping[str, Sequence[Any]],
+        **kwargs: Any,
+    ) -> Batch:
+        """Turn one call into a batch and hand it to the writer.
+
+        Override it for a model whose input, output or ground truth is out of the ordinary; call
+        it with an output that `parse_output` can read.
+
+        Args:
+            model_input: What the call was given.
+            model_output: What the model returned.
+            ground_truth: What the call was given, or None.
+            activations: What the layers produced.
+            input_ids: One id an input.
+            dataset_type: The split.
+            n_epoch: The epoch, or None.
+            fields: Values of the additional fields.
+            label_fields: Values of the additional label fields.
+            **kwargs: Whatever else the call was given.
+
+        Returns:
+            The batch, as it was handed to the writer.
+        """
+        with _plain(model_output), torch.no_grad():
+            predicted = self.parse_output(model_output, activations)
+            inputs = len(predicted) if predicted.counts is None else len(predicted.counts)
+            if inputs != len(input_ids):
+                raise InputError(
+                    f"the model's output holds {inputs} inputs but {len(input_ids)} ids were "
+                    "given; nothing of this call was recorded"
+                )
+            actual = None
+            if ground_truth is not None:
+                actual = self.parse_ground_truth(ground_truth, inputs)
+            copies = HostCopy()
+            batch = Batch(
+                input_ids=input_ids,
+                dataset_type=dataset_type,
+                n_epoch=n_epoch,
+                recorded_at=time.time_ns(),
+                predicted=copies.units(predicted, activations.owns),
+                actual=None if actual is None else copies.units(actual, lambda _tensor: False),
+                fields=fields,
+                label_fields=label_fields,
+                ready=copies.wait if copies.pending else None,
+            )
+        self._writer.put(batch)
+        return batch
+
+    @contextmanager
+    def _attached(
+        self,
+        ground_truth: Any,
+        input_ids: Any,
+        dataset_type: str,
+        n_epoch: int | None,
+        kwargs: dict[str, Any],
+    ) -> Iterator[None]:
+        """Record the calls that other code makes of the model within the block."""
+        ids = None if input_ids is None else as_input_ids(input_ids, None)
+        seen = 0
+        stack: list[tuple[Activations, int]] = []
+
+        def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            inputs = batch_size([*args, given])
+            if inputs is None:
+                raise InputError("attached() needs a model input with a batch of tensors")
+            stack.append((self._capture.begin(), inputs))
+
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            nonlocal seen
+            activations, inputs = stack.pop()
+            self._capture.end(activations)
+            part = slice(seen, seen + inputs)
+            call = self._checked(
+                None if ground_truth is None else ground_truth[part],
+                range(seen, seen + inputs) if ids is None else ids[part],
+                inputs,
+                dataset_type,
+                n_epoch,
+                {name: _part(value, part) for name, value in kwargs.items()},
+            )
+            self._parse_and_save_io_data(
+                args,
+                output,
+                None if ground_truth is None else ground_truth[part],
+                activations=activations,
+                **call,
+            )
+            seen += inputs
+
+        handles = [
+            self.model.register_forward_pre_hook(before, with_kwargs=True),
+            self.model.register_forward_hook(after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            while stack:  # the model raised
+                self._capture.abandon(stack.pop()[0])
+        if ids is not None and seen != len(ids):
+            raise InputError(
+                f"attached() was given {len(ids)} ids, but the model saw {seen} inputs"
+            )
+
+    def _export(self, output_path: str | PathLike[str] | None, scope: Scope) -> Path | None:
+        self._writer.flush()
+        distributed.barrier()
+        path = None
+        if distributed.is_primary():
+            from ml_debugger.core.archive import export_archive  # Parquet is only needed here
+
+            path = export_archive(self._repository, scope, output_path)
+        distributed.barrier()
+        return path
+
+    def _saved(self, interval: float) -> None:
+        """Return when everything recorded so far is durable, here and at the service if any."""
+        if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
+            raise InputError(f"interval must be a positive number of seconds, got {interval!r}")
+        self._writer.flush()
+        if self._service.endpoint:
+            raise _no_upload(self._service.endpoint)
+
+    def _upload(self) -> None:
+        if not self._service.endpoint:
+            raise EndpointError(
+                "there is no service to upload to: set MLD_API_ENDPOINT and MLD_API_KEY, or pass "
+                "api_endpoint= and api_key=. Without a service everything stays in the local "
+                "store, where evaluation works as well; export() writes a file to hand over"
+            )
+        raise _no_upload(self._service.endpoint)
+
+
+def _no_upload(endpoint: str) -> SyncError:
+    return SyncError(
+        f"this release cannot upload to {endpoint}: records are safe in the local store, and "
+        "export() writes them to a file; unset MLD_API_ENDPOINT to work locally"
+    )
+
+
+def _part(value: Any, part: slice) -> Any:
+    return value[part] if isinstance(value, list | tuple | Tensor) else value
+
+
+def _plain(output: Any) -> Any:
+    """Leave the user's autocast while parsing, so that what is computed is float32."""
+    tensor = output if isinstance(output, Tensor) else None
+    device = tensor.device.type if tensor is not None else "cpu"
+    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()

@@ -1,0 +1,169 @@
+"""Picking the inputs worth labelling, in bulk or one batch at a time."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, cast
+
+from torch import nn
+
+from ml_debugger.core.errors import StrategyError
+from ml_debugger.core.inference import InferenceTracer
+from ml_debugger.core.pool import ESTIMATED, BatchPool
+from ml_debugger.core.query import FilterConfig, read_strategy
+from ml_debugger.core.records import Batch
+from ml_debugger.core.sampling import SamplingConfig
+from ml_debugger.core.selection import NEEDS_RESULT, select
+
+
+class CommonDataFilter(InferenceTracer):
+    """Records a model's calls on unlabelled data, and picks inputs by what the result says."""
+
+    purpose = "data_filter"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_name: str,
+        version_name: str,
+        result_name: str | None = None,
+        n_epoch: str | int | None = "latest",
+        filter_config: FilterConfig | dict[str, Any] | None = None,
+        target_layers: Mapping[str, Any] | None = None,
+        additional_fields: Sequence[Mapping[str, Any]] | None = None,
+        auto_sync: bool = False,
+        force_table_recreate: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+        *,
+        home: str | PathLike[str] | None = None,
+    ) -> None:
+        """Attach to a model, and to an evaluation of it.
+
+        Args:
+            model: The model to run.
+            model_name: As it was traced.
+            version_name: As it was traced.
+            result_name: An evaluation of this version; needed for whatever depends on error
+                probability or zone.
+            n_epoch: The epoch that records belong to; 'latest' is the result's, or else the one
+                traced last.
+            filter_config: What calls flag, as in `{"target_zones": ["hotspot"]}`; None flags
+                nothing.
+            target_layers: Layers to record, by alias; None takes those of the result.
+            additional_fields: Columns to add to every record.
+            auto_sync: Upload in the background, when a service is configured.
+            force_table_recreate: Drop this version's records first, traced ones included.
+            api_endpoint: The service; `MLD_API_ENDPOINT` if None, and no service if neither.
+            api_key: The service's key; `MLD_API_KEY` if None.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+
+        Raises:
+            InputError: An argument does not fit.
+            StrategyError: (a ValueError) `filter_config` does not fit.
+            ResultNotFoundError: No such result.
+            ArchitectureMismatchError: The result belongs to another model.
+        """
+        self.filter_config = None if filter_config is None else FilterConfig.read(filter_config)
+        super().__init__(
+            model,
+            model_name,
+            version_name,
+            result_name,
+            n_epoch,
+            target_layers,
+            additional_fields,
+            auto_sync,
+            force_table_recreate,
+            api_endpoint,
+            api_key,
+            home=home,
+        )
+        try:
+            if self.filter_config is not None:
+                self._check_filter(self.filter_config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(
+        self, model_input: Any, input_ids: Any, dataset_type: str = "pool", **kwargs: Any
+    ) -> tuple[Any, list[bool | None]]:
+        """Run the model on a batch, record it, and tell which inputs match the filter.
+
+        Args:
+            model_input: What the model takes; a mapping is passed as keyword arguments.
+            input_ids: One id an input: str, int or path, or an array or a tensor of them.
+            dataset_type: The split.
+            **kwargs: Values of the additional fields; passed on to `_parse_and_save_io_data`.
+
+        Returns:
+            The model's output, untouched, and a flag an input: True matches `filter_config`,
+            False does not, None when there is no `filter_config`.
+
+        Raises:
+            InputError: (a ValueError) Something given does not fit; the model has not run.
+            StoreError: Records cannot be written, and no more can be kept in memory.
+        """
+        output, batch = self._trace(
+            model_input, None, input_ids, dataset_type, self.n_epoch, kwargs
+        )
+        if self.filter_config is None:
+            return output, [None] * len(batch.input_ids)
+        return output, self._flags(batch, self.filter_config)
+
+    def query(
+        self,
+        n_data: int,
+        strategy: str | FilterConfig | dict[str, Any],
+        dataset_type: str = "pool",
+        type_cast: type | None = None,
+        *,
+        sampling: SamplingConfig | dict[str, Any] | None = None,
+        diverse: bool = False,
+        run: str | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """Pick inputs among all that is recorded of a split, in this epoch.
+
+        Args:
+            n_data: How many at most.
+            strategy: 'high_error_proba' (most probably wrong first), 'low_error_proba', or a
+                FilterConfig or a dict for one, whose matches come most probably wrong first.
+            dataset_type: The split.
+            type_cast: Called on each id, `int` for example.
+            sampling: Draw from the candidates instead of taking the first.
+            diverse: Spread the choice over the features of the last layer, by greedy k-centre
+                among the first `4 * n_data` candidates.
+            run: Only what this run recorded.
+            explain: Return a frame instead: `input_id`, `rank_value`, `zone`, `reason`.
+
+        Returns:
+            Ids, best first; or the frame.
+
+        Raises:
+            StrategyError: (a ValueError) The strategy or the sampling does not fit.
+            InputError: `n_data` is not a positive int, or an id cannot be cast.
+        """
+        pool = self._pool(dataset_type, None if run is None else (run,))
+        return select(
+            pool,
+            n_data,
+            strategy,
+            type_cast,
+            sampling=sampling,
+            diverse=diverse,
+            explain=explain,
+        )
+
+    def _check_filter(self, config: FilterConfig) -> None:
+        """Refuse a filter that no call could be judged by."""
+        if self.result is None and config.columns & ESTIMATED:
+            raise StrategyError(f"filter_config {NEEDS_RESULT}")
+        known = {"input_id", "dataset_type", "n_epoch", "run", "recorded_at", *ESTIMATED}
+        known |= {column.name for column in self.schema.extracted_feature}
+        read_strategy(config, known=sorted(known | set(self._fields.fields)))
+
+    def _flags(self, batch: Batch, config: FilterConfig) -> list[bool | None]:
+        """Judge one batch by the same estimates and comparisons as `query`."""
+        pool = BatchPool(batch, self.run, self.result)
+        return cast("list[bool | None]", pool.any_unit(config.matches(pool.column)).tolist())

@@ -1,0 +1,3 @@
+"""Which inputs a data filter matches, under its documented path."""
+
+from ml_debugger.core.query import FilterConfig as FilterConfig

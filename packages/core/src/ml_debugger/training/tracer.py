@@ -1,0 +1,154 @@
+"""Tracing a model while it is trained or validated, with ground truth."""
+
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ml_debugger.core.distributed import barrier
+from ml_debugger.core.errors import EpochError
+from ml_debugger.core.inputs import as_epoch
+from ml_debugger.core.store import Scope
+from ml_debugger.core.tracer import Tracer
+
+
+class TrainingTracer(Tracer):
+    """Records a model's calls with their ground truth, epoch by epoch."""
+
+    purpose = "training"
+
+    def __call__(
+        self,
+        model_input: Any,
+        ground_truth: Any | None,
+        input_ids: Any,
+        dataset_type: str = "train",
+        n_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model on a batch and record what it saw and said.
+
+        Args:
+            model_input: What the model takes; a mapping is passed as keyword arguments.
+            ground_truth: What is true of the batch, or None.
+            input_ids: One id an input: str, int or path, or an array or a tensor of them. The
+                same id again in the same run, epoch and data set replaces the earlier record.
+            dataset_type: The split: 'train', 'val', 'test' or any other name.
+            n_epoch: The training epoch, or None.
+            **kwargs: Values of the additional fields; passed on to `_parse_and_save_io_data`.
+
+        Returns:
+            The model's output, untouched.
+
+        Raises:
+            InputError: (a ValueError) Something given does not fit; the model has not run.
+            EpochError: (a TypeError) `n_epoch` is neither an int nor None.
+            LayerNotFiredError: A layer to record did not run.
+            StoreError: Records cannot be written, and no more can be kept in memory.
+        """
+        return self._trace(model_input, ground_truth, input_ids, dataset_type, n_epoch, kwargs)[0]
+
+    def attached(
+        self,
+        ground_truth: Any | None = None,
+        input_ids: Any | None = None,
+        dataset_type: str = "train",
+        n_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> AbstractContextManager[None]:
+        """Record the calls that other code makes of the model, until the block ends.
+
+        Args:
+            ground_truth: What is true of all inputs of the block, in the order of the calls.
+            input_ids: Ids of all inputs of the block, in the order of the calls; None counts
+                from 0.
+            dataset_type: The split.
+            n_epoch: The training epoch, or None.
+            **kwargs: Values of the additional fields, one an input of the block or one for all.
+
+        Example:
+            `with tracer.attached(labels, ids, "val"): trainer.validate(model, loader)`
+        """
+        return self._attached(ground_truth, input_ids, dataset_type, n_epoch, kwargs)
+
+    def export(
+        self, output_path: str | PathLike[str] | None = None, n_epoch: int | None = None
+    ) -> Path | None:
+        """Write features and ground truth to a ZIP of Parquet files.
+
+        Args:
+            output_path: A file, or a folder to put the default file name in; None is the current
+                folder.
+            n_epoch: The epoch to export; None exports all.
+
+        Returns:
+            The file, or None on ranks other than the primary.
+
+        Raises:
+            InputError: The folder does not exist.
+            StoreError: It cannot be written.
+        """
+        epoch = as_epoch(n_epoch)
+        return self._export(output_path, Scope(n_epoch="all" if epoch is None else epoch))
+
+    def wait_for_save(
+        self, n_epoch: int | None = None, interval: float = 3, *, force: bool = False
+    ) -> None:
+        """Return when everything recorded so far is durable.
+
+        Args:
+            n_epoch: The epoch to wait for at a service; None waits for all. Locally, all of it
+                is saved in any case.
+            interval: Seconds between looks at the service.
+            force: Send again what the service already has.
+
+        Raises:
+            StoreError: It cannot be written here.
+            SyncError: A service is configured, which this release cannot use.
+        """
+        as_epoch(n_epoch)
+        self._saved(interval)
+
+    def upload(self, n_epoch: int | None = None, *, force: bool = False) -> None:
+        """Start sending records to the service.
+
+        Args:
+            n_epoch: The epoch to send; None sends all.
+            force: Send again what the service already has.
+
+        Raises:
+            EndpointError: No service is configured; the message says what to set.
+            SyncError: A service is configured, which this release cannot use.
+        """
+        as_epoch(n_epoch)
+        self._upload()
+
+    def drop_epoch_data(self, n_epoch: int) -> dict[str, int]:
+        """Delete this version's records of one epoch.
+
+        Args:
+            n_epoch: The epoch. Only an int: None must not be taken for "everything".
+
+        Returns:
+            Deleted rows by table, 'extracted_feature' and 'ground_truth'; the latter is absent
+            when the version holds no ground truth.
+
+        Raises:
+            EpochError: (a TypeError) Not an int.
+        """
+        epoch = as_epoch(n_epoch)
+        if epoch is None:
+            raise EpochError("drop_epoch_data needs an int; None would not mean everything")
+        self._writer.flush()
+        return self._repository.delete_epoch(epoch)
+
+    def drop_version_data(self) -> None:
+        """Drop all records of this model version; tracing can go on into an empty one.
+
+        The writer is stopped first, so that nothing recorded before can reappear after.
+        """
+        self._writer.stop()
+        barrier()
+        self._repository = self._register(recreate=True)
+        barrier()
+        self._start()
