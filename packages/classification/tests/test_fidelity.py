@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from ml_debugger.core import ModelVersion, Store
-from ml_debugger.training import ClassificationTracer
 from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_0, vit_b_16
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
 from transformers import ViTForImageClassification as HFViT
+
+from ml_debugger.core import ModelVersion, Store
+from ml_debugger.training import ClassificationTracer
 
 INPUTS = 3
 

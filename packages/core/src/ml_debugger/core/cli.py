@@ -106,7 +106,7 @@ def report(
     result = _result(Store(home), result_name)
     console.print(result.summary())
     path = result.report(output or Path(f"{_file_name(result_name)}.html"))
-    console.print(f"report: {path}")
+    console.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def export(
 
     repository = Store(home).open(ModelVersion(model, version))
     scope = Scope(n_epoch="all" if epoch is None else epoch)
-    console.print(str(export_archive(repository, scope, output)))
+    console.print(str(export_archive(repository, scope, output)), soft_wrap=True)
 
 
 @app.command("import")
@@ -207,7 +207,7 @@ def doctor(home: Home = None) -> None:
     console.print(table)
     problems = store.verify()
     for problem in problems:
-        console.print(f"problem: {problem}", style="red")
+        console.print(f"problem: {problem}", style="red", soft_wrap=True)
     if problems:
         raise typer.Exit(1)
     console.print("the store is sound")
@@ -242,7 +242,9 @@ def main() -> None:
     try:
         app()
     except MLDebuggerError as error:
-        Console(stderr=True, markup=False, highlight=False).print(f"error: {error}", style="red")
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"error: {error}", style="red", soft_wrap=True
+        )
         sys.exit(1)
 
 

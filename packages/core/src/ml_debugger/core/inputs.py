@@ -37,16 +37,33 @@ def as_input_ids(input_ids: Any, inputs: int | None) -> list[str]:
         )
         if values.ndim != 1:
             raise InputError(f"input_ids must be one-dimensional, got shape {values.shape}")
-        ids = [_as_id(value, at) for at, value in enumerate(values.tolist())]
+        given = values.tolist()
     elif isinstance(input_ids, str | bytes | Mapping) or not hasattr(input_ids, "__iter__"):
         raise InputError(
             f"input_ids must be a sequence with one id an input, got {_short(input_ids)}"
         )
     else:
-        ids = [_as_id(value, at) for at, value in enumerate(input_ids)]
+        given = list(input_ids)
+    kinds = set(map(type, given))
+    if kinds == {int}:
+        ids = list(map(str, given))
+    elif kinds == {str} and _all_fit(given):
+        ids = given
+    else:
+        ids = [_as_id(value, at) for at, value in enumerate(given)]
     if inputs is not None and len(ids) != inputs:
         raise InputError(f"{len(ids)} input_ids for a batch of {inputs} inputs; give one an input")
     return ids
+
+
+def _all_fit(ids: list[str]) -> bool:
+    # one look at all of them; `_as_id` says which one does not
+    lengths = list(map(len, ids))
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError:
+        return False
+    return min(lengths) > 0 and max(lengths) <= LONGEST_ID
 
 
 def _as_id(value: Any, at: int) -> str:
@@ -73,19 +90,20 @@ def _as_id(value: Any, at: int) -> str:
 
 def batch_size(model_input: Any) -> int | None:
     """Return how many inputs a batch holds: the length of its first tensor; None if it has none."""
-    tensor = next(_tensors(model_input), None)
+    tensor = next(tensors_in(model_input), None)
     return None if tensor is None or tensor.ndim == 0 else len(tensor)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a value, in order, through mappings and sequences."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
-            yield from _tensors(one)
+            yield from tensors_in(one)
     elif isinstance(value, tuple | list):
         for one in value:
-            yield from _tensors(one)
+            yield from tensors_in(one)
 
 
 def as_epoch(n_epoch: Any) -> int | None:

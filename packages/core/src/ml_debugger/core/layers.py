@@ -85,6 +85,8 @@ class Layer(NamedTuple):
 
 
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
+#: Marks, in what is stored, a layer that a function of the user's reduces.
+_OWN = ":function"
 _CALL = re.compile(r"call(\d+)")
 
 
@@ -121,6 +123,11 @@ def _parse(alias: Any, given: Any, modules: Mapping[str, nn.Module]) -> Layer:
             f"layer {alias!r} must be 'path[:side][:reducer]' or a pair of that and a callable, "
             f"got {given!r}"
         )
+    if given.endswith(_OWN):
+        raise InputError(
+            f"layer {alias!r} was reduced by a function of yours, which cannot be stored; "
+            f"pass target_layers with the pair ({given.removesuffix(_OWN)!r}, function) again"
+        )
     path, *words = given.split(":")
     side: Literal["input", "output"] = "output"
     call: int | None = None
@@ -138,7 +145,8 @@ def _parse(alias: Any, given: Any, modules: Mapping[str, nn.Module]) -> Layer:
             )
     if path not in modules:
         raise LayerNotFoundError(alias, path, [name for name in modules if name])
-    return Layer(path, side, call, reducer or REDUCERS["auto"], given)
+    own = reducer is not None and reducer not in REDUCERS.values()
+    return Layer(path, side, call, reducer or REDUCERS["auto"], given + _OWN if own else given)
 
 
 def default_layers(model: nn.Module) -> dict[str, str]:

@@ -259,12 +259,12 @@ class FilterConfig(Config):
         return " or ".join(reasons)
 
 
-def read_strategy(strategy: Any, *, known: Sequence[str]) -> str | FilterConfig:
+def read_strategy(strategy: Any, *, known: Sequence[str] | None) -> str | FilterConfig:
     """Return a sort's name or a filter.
 
     Args:
         strategy: 'high_error_proba', 'low_error_proba', a FilterConfig or a dict for one.
-        known: The columns that conditions may name.
+        known: The columns that conditions may name; None lets any pass.
 
     Raises:
         StrategyError: (a ValueError) None of these, or a condition on an unknown column.
@@ -282,8 +282,8 @@ def read_strategy(strategy: Any, *, known: Sequence[str]) -> str | FilterConfig:
             f"got {_short(strategy)}"
         )
     config = FilterConfig.read(strategy)
-    unknown = sorted(config.columns - set(known))
-    if unknown:
+    unknown = sorted(config.columns - set(known)) if known is not None else []
+    if known is not None and unknown:
         raise StrategyError(
             f"there is no column {unknown[0]!r}; conditions may name {', '.join(sorted(known))}"
         )

@@ -35,9 +35,12 @@ def select(
     if isinstance(n_data, bool) or not isinstance(n_data, int | np.integer) or n_data < 1:
         raise InputError(f"n_data must be an int of at least 1, got {n_data!r}")
     draw = None if sampling is None else SamplingConfig.read(sampling)
-    chosen = read_strategy(strategy, known=pool.names)
+    empty = not pool.records.inputs  # then there are no columns to compare names with
+    chosen = read_strategy(strategy, known=None if empty else pool.names)
     if pool.result is None and (isinstance(chosen, str) or chosen.columns & ESTIMATED):
         raise StrategyError(f"strategy {strategy!r} {NEEDS_RESULT}")
+    if empty:
+        return _frame([], [], [], []) if explain else []
     order, values = _choose(pool, chosen, int(n_data), draw, diverse=diverse)
     ids = _cast(pool.records.ids(order).to_pylist(), type_cast)
     return _explained(pool, chosen, ids, order, values) if explain else ids
@@ -83,8 +86,6 @@ def _deepest_layer(pool: StoredPool) -> str:
 def _explained(
     pool: StoredPool, strategy: str | FilterConfig, ids: list[Any], order: Any, values: Any
 ) -> Any:
-    import pandas as pd
-
     def column(name: str) -> Any:
         found = pool.column(name)
         arrow = isinstance(found, pa.Array | pa.ChunkedArray)
@@ -101,6 +102,12 @@ def _explained(
         reasons = [strategy.describe(column, row) for row in range(len(order))]
     else:
         reasons = ["one of its units matches"] * len(order)
+    return _frame(ids, values, zones, reasons)
+
+
+def _frame(ids: Any, values: Any, zones: Any, reasons: Any) -> Any:
+    import pandas as pd
+
     return pd.DataFrame({"input_id": ids, "rank_value": values, "zone": zones, "reason": reasons})
 
 

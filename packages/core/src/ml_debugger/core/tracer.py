@@ -4,7 +4,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core import distributed
-from ml_debugger.core.capture import Activations, Capture
+from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
 from ml_debugger.core.errors import EndpointError, InputError, SyncError
-from ml_debugger.core.inputs import FieldSet, as_epoch, as_input_ids, as_name, batch_size
+from ml_debugger.core.inputs import (
+    FieldSet,
+    as_epoch,
+    as_input_ids,
+    as_name,
+    batch_size,
+    tensors_in,
+)
 from ml_debugger.core.layers import architecture_of, parse_layers, unwrap
 from ml_debugger.core.records import Batch, ModelVersion, TaskSchema, Units
 from ml_debugger.core.settings import Service
@@ -318,7 +325,7 @@ class Tracer(ABC):
         Returns:
             The batch, as it was handed to the writer.
         """
-        with _plain(model_output), torch.no_grad():
+        with outside_autocast(_device_of(model_output)), torch.no_grad():
             predicted = self.parse_output(model_output, activations)
             inputs = len(predicted) if predicted.counts is None else len(predicted.counts)
             if inputs != len(input_ids):
@@ -442,8 +449,5 @@ def _part(value: Any, part: slice) -> Any:
     return value[part] if isinstance(value, list | tuple | Tensor) else value
 
 
-def _plain(output: Any) -> Any:
-    """Leave the user's autocast while parsing, so that what is computed is float32."""
-    tensor = output if isinstance(output, Tensor) else None
-    device = tensor.device.type if tensor is not None else "cpu"
-    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()
+def _device_of(output: Any) -> torch.device:
+    return next((t.device for t in tensors_in(output)), torch.device("cpu"))

@@ -296,7 +296,8 @@ class TaskContract(ABC):
 
         Troubleshooting: `judge` returns int64, one value for each predicted unit in their
         order: the true class, or -1. It gets NumPy arrays; units of one input lie together, and
-        `counts` (None: one each) says how many each input has on either side.
+        `counts` says how many each input has. It is None on a side where all have exactly one,
+        also when `parse_output` or `parse_ground_truth` gave it.
         """
         batch = self._traced(self.batch(), monkeypatch)
         assert batch.actual is not None
@@ -305,6 +306,7 @@ class TaskContract(ABC):
         assert target.shape == (len(predicted),)
         assert target.dtype == np.int64
         assert (target >= -1).all()
+        assert_array_equal(self.task.judge(_of_store(predicted), _of_store(actual)), target)
 
     def test_inputs_without_units(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An output without any unit is recorded, queried and flagged like any other.
@@ -448,6 +450,12 @@ def _as_arrays(units: Units[Tensor]) -> Units[Array]:
         {name: values.numpy() for name, values in units.columns.items()},
         None if units.counts is None else units.counts.numpy(),
     )
+
+
+def _of_store(units: Units[Array]) -> Units[Array]:
+    """Leave out counts where all are one, as units read from the store come."""
+    plain = units.counts is not None and bool((units.counts == 1).all())
+    return Units(units.columns) if plain else units
 
 
 def _stored(*dataset_types: str) -> Records:

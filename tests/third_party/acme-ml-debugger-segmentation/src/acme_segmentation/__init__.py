@@ -132,5 +132,7 @@ def _counts(image: Tensor, images: int) -> Tensor:
 
 
 def _images(units: Units[Array]) -> Array:
-    assert units.counts is not None  # this task always counts
+    """Return the image of each unit; counts of one each may be left out."""
+    if units.counts is None:
+        return np.arange(len(units))
     return np.repeat(np.arange(len(units.counts)), units.counts)

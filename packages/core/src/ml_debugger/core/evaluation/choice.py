@@ -71,7 +71,8 @@ def select(
     left = [alias for alias in repository.layers if alias not in units.layers]
     if left:
         notes.append(
-            f"Not all records have features of the layer {', '.join(left)}; it was left out."
+            f"Features were not recorded everywhere of: {', '.join(left)}. The error model does "
+            "without them."
         )
     return Selection(
         units=units,

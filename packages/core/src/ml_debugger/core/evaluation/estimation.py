@@ -18,6 +18,10 @@ from ml_debugger.core.evaluation.zones import ZoneRules
 
 #: Most units that an error model is fitted on; the others are estimated like unseen ones.
 MAX_FITTED = 200_000
+#: Memory that the units of a fit may take; wide features or many classes make them fewer.
+FIT_BYTES = 1 << 30
+#: Most units of the fit that the baselines are judged on.
+MAX_COMPARED = 50_000
 #: Units estimated at a time.
 AT_ONCE = 16_384
 #: Baselines with a risk-coverage curve in reports.
@@ -69,8 +73,10 @@ def estimate(
 ) -> Estimated:
     """Fit an error model and say of each unit how likely it is wrong, and why.
 
-    Memory holds the features of at most `MAX_FITTED` units: the model is fitted on those, chosen
-    by a hash of their ids, and the rest is estimated in pieces, as units it has never seen.
+    Memory holds the features of at most `MAX_FITTED` units and `FIT_BYTES`: the model is fitted
+    on those, chosen by a hash of their ids, and the rest is estimated in pieces, as units it has
+    never seen. Errors are as frequent among the chosen as among all, so that probabilities stay
+    calibrated.
 
     Args:
         units: The labelled units.
@@ -78,14 +84,11 @@ def estimate(
         options: The options of the evaluation.
         advance: Told how many units more are done; all in all twice as many as there are.
     """
-    rows = chosen_rows(units, options.seed)
+    rows = chosen_rows(units, np.arange(len(units)), most_fitted(units), options.seed)
     groups = units.groups()
     observations = units.observations(rows)
-    shared: dict[str, Any] = {
-        "groups": None if groups is None else groups[rows],
-        "seed": options.seed,
-        "n_class": units.n_class(),
-    }
+    n_class = None if observations.logits is None else observations.logits.shape[1]
+    settings: dict[str, Any] = {"seed": options.seed, "n_class": n_class}
     told = 0.0
 
     def fit_progress(share: float) -> None:
@@ -97,17 +100,22 @@ def estimate(
     model, found = ErrorModel.fit(
         observations,
         target[rows],
+        groups=None if groups is None else groups[rows],
         max_references=options.max_references,
         progress=fit_progress,
-        **shared,
+        **settings,
     )
     rules = options.zones or ZoneRules.fit(
         found, units.score[rows], wrong[rows], stable_risk=options.stable_risk
     )
-    table = compare(observations, target[rows], found, **shared)
-    curves = _curves(Case.of(observations, target[rows], **shared), found)
+    part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
+    observations = observations.take(part)
+    settings["groups"] = None if groups is None else groups[rows[part]]
+    table = compare(observations, target[rows[part]], found.take(part), **settings)
+    case = Case.of(observations, target[rows[part]], **settings)
+    curves = _curves(case, found.take(part))
     advance(len(rows))
-    del observations
+    del observations, case
 
     out = _Collected(len(units), units, coder, rules)
     out.put(rows, found)
@@ -161,19 +169,29 @@ class _Collected:
         self.code[rows] = [self.texts.setdefault(code, len(self.texts)) for code in codes]
 
 
-def chosen_rows(units: LabelledUnits, seed: int) -> NDArray[np.int64]:
-    """Return the units to fit on, in ascending order: all, or those whose ids hash lowest.
+def most_fitted(units: LabelledUnits) -> int:
+    """Return how many units fit into the memory of a fit."""
+    one = units.observations(np.zeros(1, np.int64))
+    widths = [values.size for values in one.features.values()]
+    n_class = 0 if one.logits is None else one.logits.size
+    row = 4 * (sum(widths) + 3 * n_class + 16)  # the classes again as plausibilities and scores
+    return max(1000, min(MAX_FITTED, FIT_BYTES // row))
 
-    The choice depends on ids and seed alone, not on the order in which records were written, and
-    errors are as frequent among the chosen as among all, so probabilities stay calibrated.
+
+def chosen_rows(
+    units: LabelledUnits, rows: NDArray[np.int64], most: int, seed: int
+) -> NDArray[np.int64]:
+    """Return some units in ascending order: all, or those whose ids hash lowest.
+
+    The choice depends on ids and seed alone, not on the order in which records were written.
     """
-    if len(units) <= MAX_FITTED:
-        return np.arange(len(units))
+    if len(rows) <= most:
+        return rows
     from pandas.util import hash_array
 
-    ids = units.of_inputs("input/id").to_numpy(zero_copy_only=False)
-    mixed = hash_array(np.asarray(ids, dtype=object), hash_key=f"{seed:016d}"[:16])
-    return np.sort(np.argpartition(mixed, MAX_FITTED)[:MAX_FITTED]).astype(np.int64)
+    ids = units.of_inputs("input/id").take(pa.array(rows)).to_numpy()
+    hashes = hash_array(np.asarray(ids, dtype=object), hash_key=f"{seed:016d}"[-16:])
+    return np.sort(rows[np.argpartition(hashes, most)[:most]])
 
 
 def figures(proba: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Metrics:

@@ -188,7 +188,7 @@ class ErrorModel:
         if len(left_out):
             back[left_out] = np.arange(len(fitted.rows), len(back))
             rest = model.estimate(observations.take(left_out))
-            # Left out for something that estimates do not use, such as a broken layer's like.
+            # All of them, also where what is broken is of a layer that is not in use.
             rest = model._flagged(rest, np.ones(len(rest), np.bool_))
             estimates = Estimates(
                 *(

@@ -13,6 +13,8 @@ from ml_debugger.core.errors import InputError
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.zones import ZoneRules
 
+_RELIABILITY = ("error_proba", "error_rate", "low", "high", "n")
+
 FrameKind = Literal["pandas", "polars", "arrow"]
 
 
@@ -127,22 +129,31 @@ def zones_table(units: pa.Table, rules: "ZoneRules") -> pa.Table:
     return pa.table({**table, "rule": ["; or ".join(said[row["zone"]]) for row in rows]})
 
 
-def reliability_table(units: pa.Table, bins: int) -> pa.Table:
-    """Put said beside observed error rates, in bins of equally many units."""
-    from ml_debugger.core.evaluation.metrics import reliability_curve
+Equal = Literal["size", "width"]
+
+
+def reliability_table(units: pa.Table, bins: int, equal: Equal) -> pa.Table:
+    """Put said beside observed error rates, in bins of equal size or width; none is empty."""
+    from ml_debugger.core.evaluation.metrics import reliability_curve, wilson_interval
 
     if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1000:
         raise InputError(f"bins must be a number from 1 to 1000, got {bins!r}")
-    curve = reliability_curve(numbers(units, "error_proba"), numbers(units, "wrong"), bins)
-    return pa.table(
-        {
-            "error_proba": curve.predicted,
-            "error_rate": curve.observed,
-            "low": curve.low,
-            "high": curve.high,
-            "n": curve.size,
-        }
-    )
+    proba, wrong = numbers(units, "error_proba"), numbers(units, "wrong").astype(bool)
+    if equal == "size":
+        curve = reliability_curve(proba, wrong, bins)
+        columns = (curve.predicted, curve.observed, curve.low, curve.high, curve.size)
+        return pa.table(dict(zip(_RELIABILITY, columns, strict=True)))
+    if equal != "width":
+        raise InputError(f"equal must be one of {', '.join(get_args(Equal))}, got {equal!r}")
+    at = _bin(proba, np.linspace(0.0, 1.0, bins + 1))
+    rows = []
+    for number in np.unique(at):
+        inside = at == number
+        n, errors = int(inside.sum()), int(wrong[inside].sum())
+        low, high = wilson_interval(errors, n)
+        said = float(proba[inside].astype(np.float64).mean())
+        rows.append(dict(zip(_RELIABILITY, (said, errors / n, low, high, n), strict=True)))
+    return pa.Table.from_pylist(rows)
 
 
 def codes_table(units: pa.Table) -> pa.Table:

@@ -82,12 +82,6 @@ class LabelledUnits:
             logits=read("logits") if self._has_logits else None,
         )
 
-    def n_class(self) -> int | None:
-        """Return how many classes the logits speak of; None where there are no logits."""
-        if not self._has_logits or not len(self):
-            return None
-        return int(self.observations(np.zeros(1, np.int64)).logits.shape[1])  # type: ignore[union-attr]
-
     def groups(self) -> NDArray[np.int64] | None:
         """Number the inputs that units belong to; None where each unit is an input of its own.
 

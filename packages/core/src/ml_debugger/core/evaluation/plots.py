@@ -98,7 +98,7 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> go.Figure:
         mode="lines+markers",
         name="error probability (ours)",
         line={"color": OURS, "width": 2},
-        marker={"size": 8},
+        marker={"size": [5 + 2.5 * len(str(one["n"])) for one in bins]},
         error_y={
             "array": [one["high"] - one["error_rate"] for one in bins],
             "arrayminus": [one["error_rate"] - one["low"] for one in bins],

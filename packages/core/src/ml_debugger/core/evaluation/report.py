@@ -15,7 +15,7 @@ from ml_debugger.core.evaluation import frames, maps, plots
 from ml_debugger.core.evaluation.marks import MARKS, score_name
 from ml_debugger.core.evaluation.summary import Summary
 from ml_debugger.core.evaluation.thumbnail import Thumbnails
-from ml_debugger.core.evaluation.verdict import verdict
+from ml_debugger.core.evaluation.verdict import UNKNOWN, percent, verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,7 +27,6 @@ TEMPLATE = "report.html.jinja"
 #: Up to so many classes the confusion matrix is drawn whole; beyond, its largest cells are listed.
 MATRIX_CLASSES = 20
 LISTED = 20
-UNKNOWN = "\N{EN DASH}"
 JUDGED = ("auroc", "aurc", "augrc", "brier", "ece")
 PICTURED = 24
 
@@ -81,7 +80,7 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
     )
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda n: f"{n:,}"
-    environment.filters["figure"] = lambda x: UNKNOWN if x is None else f"{x:.3f}"
+    environment.filters["figure"] = figure
     summary = result.summary()
     thumbnails = Thumbnails(images)
     groups = sample_groups(result, thumbnails)
@@ -94,10 +93,10 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
         verdict=verdict(result, summary),
         marks=MARKS,
         zones=result.zones(as_="arrow").to_pylist(),
-        figures={name: _script(figure) for name, figure in figures(result).items()},
+        figures={name: _script(drawn) for name, drawn in figures(result).items()},
         confusions=confusions(result),
         codes=result.error_codes(as_="arrow").slice(0, 200).to_pylist(),
-        reliability=result.reliability(as_="arrow").to_pylist(),
+        reliability=result.reliability(equal="width", as_="arrow").to_pylist(),
         baselines=baseline_rows(result),
         groups=groups,
         pictures=bool(thumbnails),
@@ -109,14 +108,11 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
     )
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share in percent, with as many digits as keep a rare thing from reading as none."""
-    if share is None or share != share:  # NaN is the only value unlike itself
+def figure(value: float | None) -> str:
+    """Return a figure with three digits, and small ones with two that say something."""
+    if value is None or value != value:  # NaN is the only value unlike itself
         return UNKNOWN
-    value = 100 * share
-    if 0 < value < 0.1 or 99.9 < value < 100:
-        return f"{value:.2f}%"
-    return f"{value:.{digits}f}%"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def cards(summary: Summary) -> list[tuple[str, str, str]]:
@@ -160,7 +156,9 @@ def figures(result: "Result") -> dict[str, "go.Figure"]:
         "zones": plots.zones_figure(result.zones(as_="arrow").to_pylist()),
         "counts": maps.heatmap_figure(cells, result.rules, rates=False),
         "rates": maps.heatmap_figure(cells, result.rules, rates=True),
-        "reliability": plots.reliability_figure(result.reliability(as_="arrow").to_pylist()),
+        "reliability": plots.reliability_figure(
+            result.reliability(equal="width", as_="arrow").to_pylist()
+        ),
         "risk_coverage": plots.risk_coverage_figure(result.manifest.curves),
     }
     if result.manifest.n_class <= MATRIX_CLASSES:
@@ -169,9 +167,9 @@ def figures(result: "Result") -> dict[str, "go.Figure"]:
     return drawn
 
 
-def _script(figure: "go.Figure") -> Markup:
+def _script(drawn: "go.Figure") -> Markup:
     # "<" is the only character that could end the script element that holds the JSON.
-    text = str(figure.to_json()).replace("<", "\\u003c")
+    text = str(drawn.to_json()).replace("<", "\\u003c")
     return Markup(text)  # escaped in the line above
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation import frames
 from ml_debugger.core.evaluation.check import CheckLine, CheckReport, against
-from ml_debugger.core.evaluation.frames import FrameKind, as_frame
+from ml_debugger.core.evaluation.frames import Equal, FrameKind, as_frame
 from ml_debugger.core.evaluation.saved import SavedResult
 from ml_debugger.core.evaluation.summary import Summary
 
@@ -139,15 +139,24 @@ class Result(SavedResult):
             units = units.filter(pc.equal(units.column("zone").cast(pa.string()), zone))
         return units.sort_by([("error_proba", "descending"), ("input_id", "ascending")])
 
-    def reliability(self, bins: int = 15, as_: FrameKind = "pandas") -> Any:
+    def reliability(self, bins: int = 15, equal: Equal = "size", as_: FrameKind = "pandas") -> Any:
         """Return, for groups of units with a like error probability, how often they are wrong.
+
+        Args:
+            bins: Most bins; empty ones are left out.
+            equal: Bins of equal "size", as the calibration error is measured, or "width", which
+                shows more where most units are about as safe.
+            as_: The kind of frame.
 
         Returns:
             A frame with the columns `error_proba` (its mean in the bin), `error_rate`, `low` and
-            `high` (95 % interval of the error rate), `n`; bins hold equally many units. Where the
-            error probability can be trusted, the first two are equal.
+            `high` (95 % interval of the error rate), `n`. Where the error probability can be
+            trusted, the first two are equal.
+
+        Raises:
+            InputError: No number of bins, or bins equal in something else.
         """
-        return as_frame(frames.reliability_table(self._units, bins), as_)
+        return as_frame(frames.reliability_table(self._units, bins, equal), as_)
 
     def baselines(self, as_: FrameKind = "pandas") -> Any:
         """Return how well our error probability and the usual scores tell right from wrong.
@@ -155,7 +164,7 @@ class Result(SavedResult):
         Returns:
             A frame with the columns `name`, `auroc` (higher is better), `aurc`, `augrc`, `brier`,
             `ece` (lower is better); `error_proba` is ours and comes first, the others by falling
-            AUROC. All are judged on the units of the fit.
+            AUROC. All are judged on the same units of the fit, 50,000 at most.
         """
         table = self.manifest.baselines
         names = sorted(table, key=lambda name: (name != OURS, -(table[name].get("auroc") or 0)))

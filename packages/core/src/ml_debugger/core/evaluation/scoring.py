@@ -30,7 +30,8 @@ def observed(column: Callable[[str], Array | None], layers: Mapping[str, str]) -
             )
         features[alias] = values
     prediction, score = column("prediction"), column("score")
-    assert prediction is not None and score is not None  # every task records both
+    assert prediction is not None  # every task records both
+    assert score is not None
     return Observations(
         features=features,
         prediction=np.asarray(prediction, np.int64),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _ALIKE = 0.005
 _CALIBRATED = 0.03
 
+UNKNOWN = "\N{EN DASH}"
+
 
 class Sentence(NamedTuple):
     """A statement, and whether it is good news."""
@@ -29,8 +31,8 @@ def verdict(result: "Result", summary: "Summary") -> list[Sentence]:
         sentences.append(
             Sentence(
                 "good",
-                f"{stable['share']:.0%} of the units are highly stable: {stable['errors']:,} of "
-                f"these {stable['n']:,} are wrong ({stable['error_rate']:.1%}).",
+                f"{percent(stable['share'])} of the units are highly stable: {stable['errors']:,} of "
+                f"these {stable['n']:,} are wrong ({percent(stable['error_rate'])}).",
             )
         )
     else:
@@ -84,7 +86,18 @@ def _ranking(summary: "Summary") -> Sentence:
 def _calibration(summary: "Summary") -> Sentence:
     if summary.ece is None:
         return Sentence("plain", "Whether the error probability is calibrated cannot be told.")
-    text = f"off by {100 * summary.ece:.1f} points on average"
+    points = "less than 0.1" if summary.ece < 0.001 else f"{100 * summary.ece:.1f}"
+    text = f"off by {points} points on average"
     if summary.ece <= _CALIBRATED:
         return Sentence("good", f"It can be read as a probability: {text}.")
     return Sentence("bad", f"Read it as a ranking more than as a probability: it is {text}.")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share in percent; what is rare never reads as nothing, nor almost all as all."""
+    if share is None or share != share:  # NaN is the only value unlike itself
+        return UNKNOWN
+    value = 100 * share
+    if 0 < value < 0.1 or 99.9 < value < 100:
+        return f"{min(max(value, 0.01), 99.99):.2f}%"
+    return f"{value:.{digits}f}%"

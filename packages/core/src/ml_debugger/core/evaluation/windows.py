@@ -22,6 +22,8 @@ def health(pool: "StoredPool", *, window: int, confidence: float) -> Any:
         raise InputError(f"window must be an int of at least 1, got {window!r}")
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, got {confidence!r}")
+    if not pool.records.inputs:
+        return pd.DataFrame(columns=["start", "end", "n", "mean_score", "not_finite"])
     time = np.asarray(pool.column("recorded_at"))
     order = np.argsort(time, kind="stable")
     score = np.asarray(pool.column("score"), np.float64)[order]

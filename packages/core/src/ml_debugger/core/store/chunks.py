@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from ml_debugger.core.errors import StoreError
 from ml_debugger.core.store.catalogue import Catalogue
 from ml_debugger.core.store.columns import INPUT_ID, Column, Layout, decode
-from ml_debugger.core.store.segments import Bytes, SegmentReader, as_bytes
+from ml_debugger.core.store.segments import Bytes, SegmentReader, as_bytes, checksum
 from ml_debugger.core.store.tables import ChunkRow, LayoutRow, RunRow, SegmentRow
 
 MOVES = 5  # how often a chunk may be found moved during one read before we give up
@@ -33,6 +33,7 @@ class Chunk:
     segment: str
     offset: int
     nbytes: int
+    crc: int
     layout: Layout
     spans: NDArray[np.int64]
 
@@ -61,14 +62,12 @@ class ChunkSource:
         if missing:
             found = session.exec(select(LayoutRow).where(col(LayoutRow.id).in_(missing)))
             self._layouts.update({one.id or 0: Layout.parse(one.columns) for one in found})
-        return tuple(
-            Chunk(
-                *row[:-2],
-                self._layouts[row[-2]],
-                np.frombuffer(row[-1], np.int64).reshape(-1, 2),
-            )
-            for row in rows
-        )
+        chunks = []
+        for row in rows:
+            spans = np.frombuffer(row[-1], np.int64).reshape(-1, 2)
+            values: list[Any] = [*row[:-2], self._layouts[row[-2]], spans]
+            chunks.append(Chunk(*values))
+        return tuple(chunks)
 
     def read(self, chunk: Chunk, start: int, out: Bytes) -> None:
         """Fill `out` with a chunk's bytes from `start` on, wherever compaction has put them."""
@@ -94,11 +93,37 @@ class ChunkSource:
         spans = chunk.spans[column.first : column.first + column.arrow.num_buffers]
         data = as_bytes(np.empty(int(spans[-1].sum() - spans[0, 0]), np.uint8))
         self.read(chunk, int(spans[0, 0]), data)
-        return decode(column, chunk.length(column), spans, data)
+        try:
+            return decode(column, chunk.length(column), spans, data)
+        except pa.ArrowException as error:
+            raise self._damaged(chunk) from error
+
+    def check(self, chunk: Chunk) -> None:
+        """Compare a chunk with its checksum.
+
+        Raises:
+            StoreError: It has changed on disk.
+        """
+        data = as_bytes(np.empty(chunk.nbytes, np.uint8))
+        self.read(chunk, 0, data)
+        if checksum([data]) != chunk.crc:
+            raise self._damaged(chunk)
+
+    def field(self, chunk: Chunk, name: str) -> pa.Array | None:
+        """Read a whole Arrow column by name; None where the chunk does not have it."""
+        column = chunk.layout.get(name)
+        return None if column is None else self.arrow(chunk, column)
 
     def ids(self, chunk: Chunk) -> pa.Array:
         """Read the ids of all inputs, replaced ones too."""
         return self.arrow(chunk, chunk.layout[INPUT_ID])
+
+    def _damaged(self, chunk: Chunk) -> StoreError:
+        return StoreError(
+            f"records of run {chunk.run} (epoch {chunk.n_epoch}, {chunk.dataset_type}) have "
+            f"changed on disk, in segment {chunk.segment} of {self.catalogue.path.parent}; restore "
+            "it, or find all that is affected with `ml-debugger doctor`"
+        )
 
     def _find(self, chunk: Chunk) -> tuple[str, int]:
         with self.catalogue.reading() as session:
@@ -141,6 +166,7 @@ _COLUMNS: Sequence[Any] = (
     SegmentRow.name,
     ChunkRow.offset,
     ChunkRow.nbytes,
+    ChunkRow.crc,
     ChunkRow.layout_id,
     ChunkRow.buffers,
 )

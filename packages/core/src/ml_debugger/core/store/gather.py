@@ -1,7 +1,7 @@
 """Reading columns across chunks: all rows straight into one array, or only the rows asked for."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -81,15 +81,26 @@ def read_plain(
 
 
 def read_arrow(
-    source: ChunkSource, name: str, type_: pa.DataType, where: Sequence[Place], rows: Rows | None
+    get: Callable[[Chunk], pa.Array | None],
+    type_: pa.DataType,
+    where: Sequence[Place],
+    rows: Rows | None,
 ) -> pa.Array:
-    """Read an Arrow column; null where a chunk does not have it."""
+    """Read an Arrow column.
+
+    Args:
+        get: Returns all values of a chunk; None where it does not have the column, and null is
+            read.
+        type_: What is returned, where the chunks do not need 64-bit offsets.
+        where: The places.
+        rows: Numbers of the rows to read, in any order; None for all.
+    """
     if rows is None:
-        parts = [_take(source, name, type_, one, one.positions) for one in where if one.length]
+        parts = [_take(get, type_, one, one.positions) for one in where if one.length]
         return _joined(parts, type_)
     parts, order = [], []
     for place, picked, local in _split(where, rows):
-        parts.append(_take(source, name, type_, place, local))
+        parts.append(_take(get, type_, place, local))
         order.append(picked)
     whole = _joined(parts, type_)
     back = np.empty(len(rows), np.int64)
@@ -184,12 +195,11 @@ def _read_some(source: ChunkSource, place: Place, column: Column, local: Rows) -
 
 
 def _take(
-    source: ChunkSource, name: str, type_: pa.DataType, place: Place, positions: Live
+    get: Callable[[Chunk], pa.Array | None], type_: pa.DataType, place: Place, positions: Live
 ) -> pa.Array:
-    column = place.chunk.layout.get(name)
-    if column is None:
+    values = get(place.chunk)
+    if values is None:
         return pa.nulls(place.length if positions is None else len(positions), type_)
-    values = source.arrow(place.chunk, column)
     return values if positions is None else values.take(pa.array(positions))
 
 

@@ -62,6 +62,6 @@ def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
 def folder_name(name: str) -> str:
     """Return a file name for any text: never a path, and different for different texts."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80]
-    if plain == name and not re.search(r"-[0-9a-f]{12}$", name):
+    if name and plain == name and not re.search(r"-[0-9a-f]{12}$", name):
         return name
     return f"{plain or 'result'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:12]}"

@@ -37,6 +37,7 @@ MANIFEST_BYTES = 64 << 20
 PART_BYTES = 4 << 30  # decoded; ours have about 64 MiB
 MOST_EXPANSION = 100  # Parquet is compressed already, so a ZIP of it hardly shrinks
 BLOCK = 1 << 20
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
 MEMBER = re.compile(r"(input|extracted_feature|ground_truth)/part-\d{4,}\.parquet")
 
 
@@ -123,7 +124,7 @@ class Archive:
         for number, entry in enumerate(self.manifest.parts):
             try:
                 yield self._part(entry)
-            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            except _UNREADABLE as error:
                 if isinstance(error, InputError | StoreError):
                     raise
                 raise self._damaged(f"part {number} cannot be read ({error})") from error

@@ -26,6 +26,7 @@ class Keys:
     chunks: tuple[int, ...]
     ids: tuple[pa.Array, ...]
     live: tuple[Live, ...]
+    nbytes: int
 
 
 class LiveRows:
@@ -68,10 +69,13 @@ class LiveRows:
             else:
                 known = 0 if old is None else len(old.chunks)
                 if old is None or old.chunks != numbers[:known]:
-                    old, known = Keys((), (), ()), 0
+                    old, known = Keys((), (), (), 0), 0
                 keys = _extended(old, numbers, [self._source.ids(c) for c in chunks[known:]])
             self._cache[name] = keys
-            while len(self._cache) > 1 and sum(map(_size, self._cache.values())) > CACHE_BYTES:
+            while (
+                len(self._cache) > 1
+                and sum(one.nbytes for one in self._cache.values()) > CACHE_BYTES
+            ):
                 self._cache.popitem(last=False)
         return keys
 
@@ -86,7 +90,8 @@ def _extended(old: Keys, chunks: tuple[int, ...], ids: Sequence[pa.Array]) -> Ke
             before = live[k]
             kept = np.flatnonzero(~gone)
             live[k] = kept if before is None else before[~gone[before]]
-    return Keys(chunks, (*old.ids, *ids), (*live, *_last_of_each(added)))
+    nbytes = old.nbytes + added.nbytes
+    return Keys(chunks, (*old.ids, *ids), (*live, *_last_of_each(added)), nbytes)
 
 
 def _last_of_each(ids: pa.ChunkedArray) -> list[Live]:
@@ -120,7 +125,3 @@ def _is_long(arrays: Sequence[pa.Array]) -> bool:
     if not pa.types.is_string(arrays[0].type):
         return False
     return sum(int(one.nbytes) for one in arrays) > 0x7FFFFFFF
-
-
-def _size(keys: Keys) -> int:
-    return sum(one.nbytes for one in keys.ids)

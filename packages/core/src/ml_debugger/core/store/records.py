@@ -99,22 +99,23 @@ class Records:
 
         A 64-bit `LargeStringArray` where they take more than 2 GiB.
         """
-        if rows is None:
-            return self._ids
-        return self._ids.take(pa.array(checked(rows, self.inputs, "inputs")))
+        ids = dict(zip((chunk.id for chunk in self._chunks), self._found[0], strict=True))
+        if rows is not None:
+            rows = checked(rows, self.inputs, "inputs")
+        return read_arrow(lambda chunk: ids[chunk.id], pa.string(), self._input_places, rows)
 
     def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the position of each id among the inputs; -1 where there is none.
 
         An id that occurs in several epochs or data sets stands for its last record.
         """
-        wanted = pa.array(ids, self._ids.type).dictionary_encode()
-        where = pc.index_in(self._ids, value_set=wanted.dictionary)
-        hits = np.flatnonzero(where.is_valid().to_numpy(zero_copy_only=False))
-        places = np.full(len(wanted.dictionary) + 1, -1, np.int64)  # the last one is for null
-        places[where.drop_null().to_numpy()] = hits
-        codes = wanted.indices.fill_null(len(wanted.dictionary)).to_numpy()
-        found: NDArray[np.int64] = places[codes]
+        every = self._every_id
+        wanted = pa.array(ids, every.type).dictionary_encode()
+        where = pc.index_in(every, value_set=wanted.dictionary)
+        hits = np.flatnonzero(where.is_valid().to_numpy())
+        last = np.full(len(wanted.dictionary) + 1, -1, np.int64)  # the one more is for null
+        last[where.drop_null().to_numpy()] = hits  # of several, NumPy keeps the last
+        found: NDArray[np.int64] = last[wanted.indices.fill_null(-1).to_numpy()]
         return found
 
     def names(self) -> tuple[str, ...]:
@@ -155,7 +156,9 @@ class Records:
         if name == INPUT_ID:
             return self.ids(rows)
         if name in self._fields:
-            return read_arrow(self._source, name, self._fields[name], where, rows)
+            return read_arrow(
+                lambda chunk: self._source.field(chunk, name), self._fields[name], where, rows
+            )
         self._check(name, where)
         return read_plain(self._source, name, where, rows)
 
@@ -188,6 +191,15 @@ class Records:
         if self._chunks:
             yield self._part(range(first, len(self._chunks)))
 
+    def check(self) -> None:
+        """Compare everything that was written with its checksums.
+
+        Raises:
+            StoreError: Something has changed on disk.
+        """
+        for chunk in self._chunks:
+            self._source.check(chunk)
+
     def missing_estimates(self, result: str) -> "Records | None":
         """Return the part of these records that has no columns of a result yet; None if none."""
         numbers = estimates.missing(self._source.catalogue, result, self._places("predicted"))
@@ -218,13 +230,13 @@ class Records:
         return self._finder.of(self._chunks)
 
     @cached_property
-    def _ids(self) -> pa.Array:
+    def _every_id(self) -> pa.ChunkedArray:
         ids, live = self._found
         parts = [
             some if rows is None else some.take(pa.array(rows))
             for some, rows in zip(ids, live, strict=True)
         ]
-        return pa.concat_arrays(same_type(parts)) if parts else pa.array([], pa.string())
+        return pa.chunked_array(same_type(parts), None if parts else pa.string())
 
     @cached_property
     def _input_places(self) -> list[Place]:

@@ -197,7 +197,7 @@ class LocalRepository(Repository):
             )
             .add_columns(func.max(ChunkRow.written_at), func.max(ChunkRow.id))
             .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
-            .where(ChunkRow.version_id == self._number)
+            .where(col(ChunkRow.version_id) == self._number)
             .group_by(col(ChunkRow.n_epoch), col(ChunkRow.dataset_type), col(RunRow.uuid))
         )
         with self._catalogue.reading() as session:

@@ -1,0 +1,188 @@
+"""Hooks that keep, stay silent, and go away."""
+
+import threading
+
+import pytest
+import torch
+from ml_debugger.core.capture import Capture
+from ml_debugger.core.checkup import check_model
+from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
+from ml_debugger.core.layers import parse_layers
+from torch import Tensor, nn
+
+
+def capture(model: nn.Module, **layers: str) -> Capture:
+    return Capture(model, parse_layers(layers, model))
+
+
+class Nested(nn.Module):
+    """Calls itself, and something inside it, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.depth = nn.Linear(3, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + 1
+
+
+def test_silent_outside_recording() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    with capture(model, a="0") as watching:
+        model(torch.ones(1, 2))
+        with pytest.raises(LayerNotCapturedError):
+            watching.latest["a"]
+        with watching.recording() as seen:
+            output = model(torch.ones(1, 2))
+        assert torch.equal(seen["a"], output)
+        assert not seen["a"].requires_grad
+
+
+def test_only_our_hooks_are_removed() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("before"))
+    watching = capture(model, a="0", b="0:input")
+    model[0].register_forward_hook(lambda *_: calls.append("after"))
+    watching.close()
+    watching.close()
+    model(torch.ones(1, 2))
+    assert calls == ["before", "after"]
+    assert len(model[0]._forward_hooks) == 2
+    assert not model[0]._forward_pre_hooks
+
+
+def test_every_thread_has_its_own_pass() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Identity())
+    with torch.no_grad():
+        model[0].weight.fill_(1)
+    watching = capture(model, a="1")
+    wrong: list[float] = []
+
+    def work(value: float) -> None:
+        for _ in range(200):
+            with watching.recording() as seen:
+                model(torch.full((4, 1), value))
+            if not bool((seen["a"] == value).all()):
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_pass_within_a_pass() -> None:
+    inner = nn.Linear(2, 2)
+    outer = nn.Sequential(inner, nn.ReLU())
+    inside, outside = capture(inner, a=""), capture(outer, a="1")
+    with outside.recording() as out:
+        with inside.recording() as within:
+            inner(torch.ones(1, 2))
+        outer(torch.ones(1, 2))
+    assert torch.equal(out["a"], within["a"].relu())
+    with inside.recording() as first, inside.recording() as second:
+        inner(torch.ones(3, 2))
+        with pytest.raises(LayerNotCapturedError):
+            first["a"]
+        first.keep("a", inside.layers["a"], torch.zeros(1, 2))
+    assert len(second["a"]) == 3
+
+
+def test_nothing_is_left_behind_when_the_model_raises() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    watching = capture(model, a="0")
+    with pytest.raises(RuntimeError, match="shapes"), watching.recording():
+        model(torch.ones(1, 5))
+    with pytest.raises(LayerNotFiredError, match="'a'"), watching.recording():
+        pass
+    with watching.recording() as seen:
+        model(torch.ones(1, 2))
+    assert seen["a"].shape == (1, 3)
+
+
+def test_each_call_of_a_layer_can_be_named() -> None:
+    block = nn.Linear(2, 2)
+    model = nn.Sequential(block, block, block)
+    with capture(model, first="0:call0", third="0:call2", last="0") as watching:
+        with watching.recording() as seen:
+            output = model(torch.ones(1, 2))
+        assert torch.equal(seen["first"], block(torch.ones(1, 2)))
+        assert torch.equal(seen["third"], output)
+        assert torch.equal(seen["last"], output)
+    with (
+        capture(model, fourth="0:call3") as watching,
+        pytest.raises(LayerNotFiredError),
+        watching.recording(),
+    ):
+        model(torch.ones(1, 2))
+
+
+def test_the_first_tensor_of_what_a_layer_gives() -> None:
+    model = nn.Sequential(nn.LSTM(2, 3, batch_first=True))
+    with capture(model, a="0") as watching, watching.recording() as seen:
+        output, _ = model(torch.ones(4, 5, 2))
+    assert torch.equal(seen["a"], output.mean(1))
+
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "text"
+
+    model = nn.Sequential(Text())
+    with (
+        capture(model, a="0") as watching,
+        pytest.raises(UnsupportedModelError, match="no tensor"),
+        watching.recording(),
+    ):
+        model(torch.ones(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_model_compiled_and_run_before_is_refused() -> None:
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(2, 3))
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.ones(1, 2))
+    late = Capture(compiled, parse_layers({"a": "0"}, model))
+    with pytest.raises(LayerNotFiredError, match="compiled and run before"), late.recording():
+        compiled(torch.ones(1, 2))
+
+
+def test_checkup_tells_what_can_be_recorded() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    model.train()
+    model[1].eval()
+    mean = model[1].running_mean.clone()
+    layers = parse_layers({"map": "0", "last": "4:input", "never": "0:call5"}, model)
+    found = check_model(model, layers, lambda: model(torch.randn(5, 3, 8, 8)))
+    by_alias = {one.alias: one for one in found.layers}
+    assert by_alias["map"].shape == (5, 8, 6, 6)
+    assert by_alias["map"].width == 8
+    assert by_alias["map"].bytes_per_sample == 32
+    assert by_alias["last"].problem is None
+    assert "as often" in str(by_alias["never"].problem)
+    assert not found.ok
+    assert "MB of features per 10,000 samples" in str(found)
+    assert model.training
+    assert not model[1].training
+    assert torch.equal(model[1].running_mean, mean)
+    assert not model[0]._forward_hooks
+
+
+def test_checkup_sees_a_batch_that_is_not_first() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.T
+
+    model = nn.Sequential(Turned(), Turned())
+    found = check_model(model, parse_layers({"a": "0"}, model), lambda: model(torch.ones(5, 3)))
+    assert not found.ok
+    assert "the batch has 5" in str(found.layers[0].problem)

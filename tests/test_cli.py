@@ -1,0 +1,90 @@
+"""The command line, as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.training import ClassificationTracer
+
+
+def run(*args: object, home: Path, fails: bool = False) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_debugger.core", *map(str, args), "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = torch.randn(400, 4)
+    with torch.no_grad():
+        with ClassificationTracer(model, "net", "v1", home=folder) as tracer:
+            tracer(x[:300], x[:300, :3].argmax(1), range(300), "val", n_epoch=0)
+        Evaluator("net", "v1", home=folder).request_evaluation(result_name="r[1]")
+        with ClassificationDataFilter(model, "net", "v1", "r[1]", home=folder) as data_filter:
+            data_filter(x[300:], range(300, 400))
+    return folder
+
+
+def test_results(home: Path) -> None:
+    listed = run("results", home=home)
+    assert "net" in listed
+    assert "400" in listed
+    assert "r[1]" in listed  # brackets are no markup
+    assert "nothing is recorded of other" in run("results", "other", home=home)
+
+
+def test_report(home: Path, tmp_path: Path) -> None:
+    said = run("report", "r[1]", "-o", tmp_path / "out.html", home=home)
+    assert "accuracy" in said
+    assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_query(home: Path) -> None:
+    ids = run("query", "r[1]", "-n", 5, home=home).split()
+    assert len(ids) == 5
+    assert all(300 <= int(one) < 400 for one in ids)
+    some = run("query", "r[1]", "--where", "error_proba>=0.5", "--where", "score<0.9", home=home)
+    assert set(some.split()) <= set(run("query", "r[1]", "-n", 100, home=home).split())
+    assert "zone" in run("query", "r[1]", "--zone", "hotspot", "--explain", home=home)
+    assert "hotspot" in run("query", "r[1]", "--zone", "hot", home=home, fails=True)
+
+
+def test_export_import_drop(home: Path, tmp_path: Path) -> None:
+    run("export", "net", "v1", "-o", tmp_path / "out.zip", home=home)
+    elsewhere = tmp_path / "elsewhere"
+    assert "net/v1" in run("import", tmp_path / "out.zip", home=elsewhere)
+    assert "400" in run("results", home=elsewhere)
+    assert "500 rows" not in run("drop", "net", "v1", "--epoch", 0, "--yes", home=elsewhere)
+    run("drop", "net", "v1", "--yes", home=elsewhere)
+    assert "error: " in run("export", "net", "v9", home=elsewhere, fails=True)
+
+
+def test_doctor(home: Path) -> None:
+    said = run("doctor", home=home)
+    assert "the store is sound" in said
+    assert "ml-debugger-classification" in said
+    assert "pip install ml-debugger-detection2d" in said
+    segment = max((home / "segments").glob("*.seg"), key=lambda path: path.stat().st_size)
+    data = bytearray(segment.read_bytes())
+    data[64] ^= 0xFF
+    segment.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_debugger.core", "doctor", "--home", str(home)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert segment.name in done.stdout

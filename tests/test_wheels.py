@@ -1,0 +1,158 @@
+"""Installed from wheels, as a user installs them, the distributions work together and apart."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+THIRD_PARTY = ROOT / "tests" / "third_party" / "acme-ml-debugger-segmentation"
+
+pytestmark = pytest.mark.wheels
+
+CORE_ALONE = """
+import ml_debugger.core as core
+from ml_debugger import data_filter, monitoring, training
+from ml_debugger.core.errors import TaskNotInstalledError
+from ml_debugger.data_filter.config.filter_config import FilterConfig
+from ml_debugger.data_filter.config.sampling_config import SamplingConfig
+from ml_debugger.evaluator.evaluator import Evaluator
+from ml_debugger.monitoring import MonitoringLogger
+from ml_debugger.training import TrainingTracer
+
+for facade, name in (
+    (training, "ClassificationTracer"),
+    (monitoring, "ClassificationLogger"),
+    (data_filter, "ClassificationDataFilter"),
+):
+    assert name not in dir(facade), name
+    try:
+        getattr(facade, name)
+    except TaskNotInstalledError as error:
+        assert "pip install ml-debugger-classification" in str(error), error
+    else:
+        raise AssertionError(name)
+assert core.__version__
+assert issubclass(data_filter.CommonDataFilter, core.Tracer)
+print("done")
+"""
+
+CLASSIFICATION = """
+import torch
+from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.data_filter.classification import classification_torch_data_filter
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.monitoring import ClassificationLogger
+from ml_debugger.monitoring.classification import classification_torchlogger
+from ml_debugger.training import ClassificationTracer
+from ml_debugger.training.classification import classification_torchtracer
+
+assert ClassificationTracer is classification_torchtracer.ClassificationTrainingTorchTracer
+assert ClassificationLogger is classification_torchlogger.ClassificationTorchLogger
+assert (
+    ClassificationDataFilter is classification_torch_data_filter.ClassificationTorchDataFilter
+)
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)).eval()
+inputs = torch.randn(300, 8)
+labels = model(inputs).argmax(1)
+labels[::7] = (labels[::7] + 1) % 3
+with ClassificationTracer(model, "net", "v1") as tracer, torch.no_grad():
+    for start in range(0, 300, 100):
+        part = slice(start, start + 100)
+        tracer(inputs[part], labels[part], range(start, start + 100), "val", n_epoch=1)
+    tracer.wait_for_save()
+    assert tracer.export(".").exists()
+result = Evaluator("net", "v1").request_evaluation()
+assert len(result.samples()) == 300
+(name,) = Evaluator("net", "v1").list_results()["result_name"]
+assert name == result.result_name
+config = {"conditions": [{"error_proba": ">=0"}]}
+with (
+    ClassificationDataFilter(model, "net", "v1", name, filter_config=config) as data_filter,
+    torch.no_grad(),
+):
+    logits, flags = data_filter(inputs[:50], range(50))
+    assert flags == [True] * 50
+    ids = data_filter.query(10, "high_error_proba", type_cast=int)
+    assert len(set(ids)) == 10 and set(ids) <= set(range(50))
+with ClassificationLogger(model, "net", "v1", name) as logger, torch.no_grad():
+    logger(inputs)
+    assert logger.health()["n"].sum() == 300
+print("done")
+"""
+
+THIRD_PARTY_NAMES = """
+from ml_debugger import data_filter, monitoring, training
+
+for facade, suffix in ((training, "Tracer"), (monitoring, "Logger"), (data_filter, "DataFilter")):
+    for prefix in ("Segmentation", "Classification"):
+        assert prefix + suffix in dir(facade)
+        assert getattr(facade, prefix + suffix).__name__
+assert training.SegmentationTracer.__module__ == "acme_segmentation"
+print("done")
+"""
+
+
+def runs(environment, script, tmp_path):
+    printed = environment.run("-W", "error", "-c", script, MLD_HOME=str(tmp_path / "home"))
+    assert printed.splitlines()[-1] == "done"
+
+
+def test_core_alone(make_environment, tmp_path):
+    environment = make_environment("ml-debugger-core")
+    installed = environment.has()
+    assert "ml-debugger-classification" not in installed
+    assert not {"torchvision", "pytest", "timm", "transformers"} & set(installed)
+    runs(environment, CORE_ALONE, tmp_path)
+    printed = environment.run(environment.folder / "bin" / "ml-debugger", "--help")
+    assert "Usage" in printed
+
+
+def test_testing_says_what_it_needs(make_environment):
+    environment = make_environment("ml-debugger-core")
+    script = "try:\n import ml_debugger.testing\nexcept ImportError as error:\n print(error)"
+    assert "pip install pytest" in environment.run("-c", script)
+
+
+def test_classification_pulls_core(classification_environment, tmp_path):
+    installed = classification_environment.has()
+    assert {"ml-debugger-core", "ml-debugger-classification"} <= set(installed)
+    assert "torchvision" not in installed
+    runs(classification_environment, CLASSIFICATION, tmp_path)
+
+
+def test_a_third_party_task(make_environment, wheels, tmp_path):
+    """The last steps undo the first: what is left works as if the rest had never been there."""
+    third_party = "acme-ml-debugger-segmentation"
+    environment = make_environment(
+        "ml-debugger-classification", third_party, also=("pytest", "pytest-timeout")
+    )
+    runs(environment, THIRD_PARTY_NAMES, tmp_path)
+    tests = THIRD_PARTY / "tests"
+    config = THIRD_PARTY / "pyproject.toml"
+    printed = environment.run("-m", "pytest", "-p", "no:cacheprovider", "-c", config, tests)
+    assert " passed" in printed
+    assert "skipped" not in printed
+
+    environment.uninstall(third_party)
+    runs(environment, CLASSIFICATION, tmp_path)
+    environment.uninstall("ml-debugger-classification")
+    runs(environment, CORE_ALONE, tmp_path)
+
+
+def test_the_meta_distribution_installs_all(make_environment, wheels, tmp_path):
+    environment = make_environment("ml-debugger")
+    ours = {name for name in environment.has() if name.startswith("ml-debugger")}
+    assert ours == {"ml-debugger", "ml-debugger-core", "ml-debugger-classification"}
+    runs(environment, CLASSIFICATION, tmp_path)
+
+
+def test_environments_are_not_ours(classification_environment):
+    printed = classification_environment.run(
+        "-c", "import ml_debugger.core as c; print(c.__file__)"
+    )
+    assert Path(printed.strip()).is_relative_to(classification_environment.folder)
+    assert str(ROOT / "packages") not in printed
+    assert classification_environment.python != Path(sys.executable)
