@@ -23,7 +23,7 @@ SCRATCH = -1  # an epoch that is written and deleted again, to give compaction w
 # Imports once and then forks: starting is what would take the time, and the fork happens before
 # anything of ours is open.
 WORKER = r"""
-import os, random, signal, sys
+import os, random, signal, sys, time
 import torch
 from ml_debugger.core.records import Batch, ModelVersion, Units
 from ml_debugger.core.store import Store
@@ -52,6 +52,7 @@ def work(home, log, seed):
             writer.put(Batch(ids, "train", rng.choice([None, 0, 1]), k, Units(columns)))
             unsaved.append(f"{run}:{k}:{rows}\n")
             k += 1
+            time.sleep(0.002)  # keeps what has to be read back small
             if rng.random() < 0.3:
                 writer.flush()
                 file.write("".join(unsaved))

@@ -199,7 +199,7 @@ def test_other_tools_read_the_tables(full):
     names = pq.read_schema(folder / "out" / "extracted_feature" / "part-0000.parquet").names
     assert {"run", "dataset_type", "taken", "score", "feature.head", "visible"} <= set(names)
     truth = pq.read_table(folder / "out" / "ground_truth" / "part-0000.parquet")
-    assert set(truth["by"].to_pylist()) == {"a", "c"}
+    assert set(truth["by"].to_pylist()) == {"a", "b", "c"}
 
 
 def test_a_field_that_is_called_like_a_column_keeps_apart(tmp_path):

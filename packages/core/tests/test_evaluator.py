@@ -1,5 +1,6 @@
 """What an evaluation takes, chooses, refuses and leaves behind."""
 
+import os
 import re
 import warnings
 from datetime import UTC, datetime
@@ -238,6 +239,9 @@ def test_a_folder_that_a_killed_process_left_is_replaced(recorder, evaluator):
     left = recorder.store.result_folder("mine")
     left.mkdir(parents=True)
     (left / "result.json").write_text("{}")
+    with pytest.raises(InputError, match="'mine' already"):  # perhaps it still lives
+        evaluator.request_evaluation(result_name="mine")
+    os.utime(left, (0, 0))
     assert evaluator.request_evaluation(result_name="mine").summary().n == 300
     assert len(evaluator.get_result("mine")) == 300
 
@@ -308,6 +312,27 @@ def test_other_ranks_do_not_wait_for_ever_when_the_primary_fails(evaluator, monk
     with pytest.raises(NothingToEvaluateError):
         evaluator.request_evaluation()
     assert len(waited) == 2
+
+
+def test_class_names_fit_the_classes(recorder, evaluator):
+    recorder()
+    with pytest.raises(InputError, match="'class_names' has 2 names, the model 4 classes"):
+        evaluator.request_evaluation(options={"class_names": ["cat", "dog"]})
+
+
+def test_a_name_taken_meanwhile_gives_the_next(recorder, evaluator, monkeypatch):
+    recorder()
+    first = []
+    estimate = method.estimate
+
+    def slow(*arguments):
+        if not first:
+            first.append(None)
+            first.append(evaluator.request_evaluation())
+        return estimate(*arguments)
+
+    monkeypatch.setattr(method, "estimate", slow)
+    assert evaluator.request_evaluation().result_name == f"{first[1].result_name}_2"
 
 
 def test_rules_of_one_result_serve_another(recorder, evaluator):

@@ -165,7 +165,7 @@ def test_figures_show_the_numbers_of_the_frames(result, text):
     wrong = [int(re.search(r"([\d,]+) wrong", one).group(1).replace(",", "")) for one in hovers]
     assert sum(counts) == cells["n"].sum() == len(result)
     assert sum(wrong) == cells["errors"].sum()
-    bins = result.reliability(equal="width")
+    bins = result.reliability(10, "width")
     curve = drawn["reliability"]["data"][1]
     assert np.allclose(curve["x"], bins["error_proba"])
     assert np.allclose(curve["y"], bins["error_rate"])

@@ -268,7 +268,7 @@ class TaskContract(ABC):
             with self._open(slot, model) as one:
                 given = (model_input, ground_truth) if slot == "tracer" else (model_input,)
                 one(*given, input_ids=["a", "b"])
-                assert _hooks(model) != before
+                assert (_hooks(model) != before) == bool(one.layers)
             assert _hooks(model) == before
             one.close()  # a second time does nothing
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation import metrics
 from ml_debugger.core.evaluation.baselines import BASELINES, Case, compare
 from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates
@@ -83,11 +84,19 @@ def estimate(
         coder: Names errors in the task's grammar.
         options: The options of the evaluation.
         advance: Told how many units more are done; all in all twice as many as there are.
+
+    Raises:
+        InputError: There are not as many class names as classes.
     """
     rows = chosen_rows(units, np.arange(len(units)), most_fitted(units), options.seed)
     groups = units.groups()
     observations = units.observations(rows)
     n_class = None if observations.logits is None else observations.logits.shape[1]
+    if options.class_names is not None and n_class not in (None, len(options.class_names)):
+        raise InputError(
+            f"option 'class_names' has {len(options.class_names)} names, "
+            f"the model {n_class} classes"
+        )
     settings: dict[str, Any] = {"seed": options.seed, "n_class": n_class}
     told = 0.0
 

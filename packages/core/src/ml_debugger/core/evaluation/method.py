@@ -1,9 +1,11 @@
 """An evaluation, start to end: stored records in, a saved result out."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from typing import Any
 from warnings import warn
 
@@ -25,6 +27,7 @@ from ml_debugger.core.store import Store
 from ml_debugger.core.task import Task, task_named
 
 DEFAULT = "default"
+ABOUT_TO = 60.0  # seconds
 _WORDS = """
     input_id dataset_type n_epoch run prediction label wrong score error_proba outlier unstable
     plausible zone code finite
@@ -58,7 +61,7 @@ def evaluate(
     repository = store.open(model_version)
     task = task_named(repository.task)
     method = resolve_method(method_name, task)
-    name = choose_name(store, model_version, method, result_name, created_at)
+    choose_name(store, model_version, method, result_name, created_at)  # before hours of work
     epoch = resolve_epoch(n_epoch, repository)
 
     selection = select(repository, epoch, chosen, task.judge)
@@ -68,7 +71,8 @@ def evaluate(
         estimated = estimate(selection.units, task.codes, chosen, advance)
 
     manifest = saved.Manifest(
-        result_name=name,
+        # Again, for another evaluation may have taken the name that was free above.
+        result_name=choose_name(store, model_version, method, result_name, created_at),
         model_name=model_version.model_name,
         version_name=model_version.version_name,
         task=repository.task,
@@ -111,8 +115,8 @@ def save(
     """
     name = manifest.result_name
     place = store.result_folder(name)
-    if place.exists() and name not in {one.name for one in store.results()}:
-        shutil.rmtree(place)  # left by a process that died between its last two steps
+    if place.exists() and not is_taken(store, name):
+        shutil.rmtree(place)
     with saved.being_written(place) as draft:
         saved.write(draft, manifest, estimated.model.arrays(), units_table(units, estimated))
     entered = False
@@ -172,21 +176,32 @@ def choose_name(
     Raises:
         InputError: It is taken, or no name.
     """
-    taken = {one.name for one in store.results()}
     if given is not None:
         name = as_name(given, "result_name")
-        if name in taken:
+        if is_taken(store, name):
             raise InputError(
                 f"there is a result {name!r} already; choose another result_name, or leave it out "
                 "to get a free one"
             )
         return name
     start = "_".join([*model_version, method, created_at.strftime("%Y%m%d")])
-    return next(
-        name
-        for number in range(1, len(taken) + 2)
-        if (name := start if number == 1 else f"{start}_{number}") not in taken
-    )
+    numbered = (f"{start}_{number}" for number in count(2))
+    return next(name for name in chain([start], numbered) if not is_taken(store, name))
+
+
+def is_taken(store: Store, name: str) -> bool:
+    """Tell whether a result has this name, or is about to.
+
+    A folder is made a moment before its result is entered in the catalogue; one that was never
+    entered was left by a process that died in that moment.
+    """
+    if name in {one.name for one in store.results()}:
+        return True
+    try:
+        age = time.time() - store.result_folder(name).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age < ABOUT_TO
 
 
 def notes(selection: Selection, estimated: Estimated) -> list[str]:

@@ -95,10 +95,13 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.add_scatter(
         x=[one["error_proba"] for one in bins],
         y=[one["error_rate"] for one in bins],
-        mode="lines+markers",
+        mode="markers",
         name="error probability (ours)",
-        line={"color": OURS, "width": 2},
-        marker={"size": [5 + 2.5 * len(str(one["n"])) for one in bins]},
+        marker={
+            "color": OURS,
+            "opacity": 1,
+            "size": [5 + 2.5 * len(str(one["n"])) for one in bins],
+        },
         error_y={
             "array": [one["high"] - one["error_rate"] for one in bins],
             "arrayminus": [one["error_rate"] - one["low"] for one in bins],

@@ -96,7 +96,7 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
         figures={name: _script(drawn) for name, drawn in figures(result).items()},
         confusions=confusions(result),
         codes=result.error_codes(as_="arrow").slice(0, 200).to_pylist(),
-        reliability=result.reliability(equal="width", as_="arrow").to_pylist(),
+        reliability=reliability_bins(result),
         baselines=baseline_rows(result),
         groups=groups,
         pictures=bool(thumbnails),
@@ -156,15 +156,19 @@ def figures(result: "Result") -> dict[str, "go.Figure"]:
         "zones": plots.zones_figure(result.zones(as_="arrow").to_pylist()),
         "counts": maps.heatmap_figure(cells, result.rules, rates=False),
         "rates": maps.heatmap_figure(cells, result.rules, rates=True),
-        "reliability": plots.reliability_figure(
-            result.reliability(equal="width", as_="arrow").to_pylist()
-        ),
+        "reliability": plots.reliability_figure(reliability_bins(result)),
         "risk_coverage": plots.risk_coverage_figure(result.manifest.curves),
     }
     if result.manifest.n_class <= MATRIX_CLASSES:
         counts = frames.confusion(result.to_arrow(), result.manifest.n_class)
         drawn["confusion"] = maps.confusion_figure(counts, result.class_names)
     return drawn
+
+
+def reliability_bins(result: "Result") -> list[dict[str, Any]]:
+    """Return ten bins of equal width, so that the few risky units of a good model are seen too."""
+    rows: list[dict[str, Any]] = result.reliability(10, "width", as_="arrow").to_pylist()
+    return rows
 
 
 def _script(drawn: "go.Figure") -> Markup:

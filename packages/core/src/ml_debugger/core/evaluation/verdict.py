@@ -31,8 +31,8 @@ def verdict(result: "Result", summary: "Summary") -> list[Sentence]:
         sentences.append(
             Sentence(
                 "good",
-                f"{percent(stable['share'])} of the units are highly stable: {stable['errors']:,} of "
-                f"these {stable['n']:,} are wrong ({percent(stable['error_rate'])}).",
+                f"{percent(stable['share'])} of the units are highly stable: {stable['errors']:,} "
+                f"of these {stable['n']:,} are wrong ({percent(stable['error_rate'])}).",
             )
         )
     else:
