@@ -1,3 +1,4 @@
+# ruff: noqa: E501  a case a line reads best
 """What users get wrong: each case raises a readable error, and nothing is written.
 
 `python tests/test_bad_input.py` prints every case with its message.
@@ -11,20 +12,20 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from ml_debugger.core import MLDebuggerError, ModelVersion, Store
 from ml_debugger.core.archive import import_archive
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ClassificationLogger
 from ml_debugger.training import ClassificationTracer
-from torch import nn
 
 
 def network(width: int = 8) -> nn.Module:
@@ -212,8 +213,6 @@ def compiled_before(b: Bench) -> Any:
         return tracer(b.x, None, range(4))
 
 
-BatchNorm = partial(nn.BatchNorm1d, 4)
-
 #: What happens, what raises it (the built-in that users may catch), and words of the message.
 CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     # a call
@@ -259,7 +258,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     "DataParallel": (
         lambda b: new(b, model=nn.DataParallel(b.model)), TypeError, "DistributedDataParallel"),
     "no layer to take": (
-        lambda b: new(b, model=nn.Sequential(BatchNorm())), TypeError, "target_layers="),
+        lambda b: new(b, model=nn.Sequential(nn.BatchNorm1d(4))), TypeError, "target_layers="),
     "an output that is no logits": (
         lambda b: traced(b, Strings(), b.x, target_layers={}), TypeError, "returned str"),
     "a dense output": (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer

@@ -23,7 +23,7 @@ SCRATCH = -1  # an epoch that is written and deleted again, to give compaction w
 # Imports once and then forks: starting is what would take the time, and the fork happens before
 # anything of ours is open.
 WORKER = r"""
-import os, random, signal, sys, time
+import os, random, signal, sys, time, traceback
 import torch
 from ml_debugger.core.records import Batch, ModelVersion, Units
 from ml_debugger.core.store import Store
@@ -71,6 +71,8 @@ for line in sys.stdin:
     if not pid:
         try:
             work(*line.rstrip("\n").split("\t"))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(3)
     print(pid, flush=True)

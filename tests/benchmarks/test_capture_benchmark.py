@@ -1,4 +1,4 @@
-"""What recording costs: a traced model beside the bare one, in turns, everything durable at the end.
+"""What recording costs: a traced model beside the bare one, in turns, all of it durable.
 
 `uv run pytest tests/benchmarks/test_capture_benchmark.py -s` prints the ratios. Each round runs
 the bare and the traced model one after the other, so that a change of the machine's speed hits
@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models import resnet18, resnet50
+
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
-from torch import nn
-from torchvision.models import resnet18, resnet50
 
 BATCH = 32
 
@@ -65,7 +66,6 @@ def test_traced_over_bare(name: str, tmp_path: Path, benchmark: Any) -> None:
     bare, traced = build().eval(), build().eval()
     x, y = torch.randn(BATCH, *shape), torch.zeros(BATCH, dtype=torch.long)
     ids = [[f"{batch}-{i}" for i in range(BATCH)] for batch in range(batches)]
-    ratios = []
     with ClassificationTracer(traced, "m", "v", home=tmp_path) as tracer, torch.inference_mode():
         epoch = 0
 
@@ -84,8 +84,7 @@ def test_traced_over_bare(name: str, tmp_path: Path, benchmark: Any) -> None:
         first = seconds(lambda: tracer(x, y, ids[0], "first", 0))
         later = min(seconds(lambda: tracer(x, y, ids[0], "later", 0)) for _ in range(5))
         run_traced()
-        for _ in range(9):
-            ratios.append(1 / (seconds(run_bare) / seconds(run_traced)))
+        ratios = [1 / (seconds(run_bare) / seconds(run_traced)) for _ in range(9)]
         benchmark.pedantic(run_traced, rounds=3)
         one = seconds(run_bare) / batches
     say(
@@ -103,16 +102,13 @@ def test_live_flags_over_tracing(tmp_path: Path, benchmark: Any) -> None:
         with ClassificationTracer(model, "m", "v", home=tmp_path) as tracer:
             for at in range(0, 20_000, 500):
                 small = torch.randn(500, 3, 8, 8)
-                logits = tracer(
-                    small, torch.randint(10, (500,)), range(at, at + 500), "val", 0
-                )
+                logits = tracer(small, torch.randint(10, (500,)), range(at, at + 500), "val", 0)
             assert logits.shape == (500, 10)
         result = Evaluator("m", "v", home=tmp_path).request_evaluation()
         options: dict[str, Any] = {"result_name": result.result_name, "home": tmp_path}
         config = {"conditions": [{"error_proba": ">=0.5"}]}
         plain = ClassificationDataFilter(model, "m", "v", **options)
         live = ClassificationDataFilter(model, "m", "v", filter_config=config, **options)
-        ratios = []
 
         def run(data_filter: ClassificationDataFilter) -> None:
             for batch in range(6):
@@ -120,8 +116,7 @@ def test_live_flags_over_tracing(tmp_path: Path, benchmark: Any) -> None:
 
         run(plain)
         run(live)
-        for _ in range(9):
-            ratios.append(1 / (seconds(lambda: run(plain)) / seconds(lambda: run(live))))
+        ratios = [1 / (seconds(lambda: run(plain)) / seconds(lambda: run(live))) for _ in range(9)]
         benchmark.pedantic(lambda: run(live), rounds=3)
         plain.close()
         live.close()
@@ -142,6 +137,5 @@ def test_import_time(benchmark: Any) -> None:
     code = "import torch, torch.distributed; b = time.perf_counter(); import ml_debugger.training"
     beyond = [spent(f"{code}; a = b") for _ in range(5)]
     benchmark.pedantic(lambda: spent("import ml_debugger.training"), rounds=1)
-    say(f"import of ml_debugger.training beyond torch: {statistics.median(beyond):.2f} s (goal 0.2)")
-
-
+    found = statistics.median(beyond)
+    say(f"import of ml_debugger.training beyond torch: {found:.2f} s (goal 0.2)")

@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.selection import select

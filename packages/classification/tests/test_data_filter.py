@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError, StrategyError
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ClassificationLogger
 from ml_debugger.training import ClassificationTracer
-from torch import Tensor, nn
 
 
 def network() -> nn.Module:

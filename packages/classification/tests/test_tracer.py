@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ml_debugger.classification.tracer import logits_of
 from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.errors import (
@@ -22,7 +24,6 @@ from ml_debugger.core.errors import (
     UnsupportedModelError,
 )
 from ml_debugger.training import ClassificationTracer
-from torch import Tensor, nn
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -37,14 +38,13 @@ Y = torch.arange(10) % 3
 def records(home: Path, version: str = "v1", **scope: Any) -> Any:
     store = Store(home)
     found = store.open(ModelVersion("net", version)).records(Scope(**scope))
-    rows = {
+    return {
         "ids": found.ids().to_pylist(),
         "logits": found.column("predicted/logits") if found.inputs else None,
         "replaced": found.replaced,
         "runs": found.runs,
         "found": found,
     }
-    return rows
 
 
 def tracer(home: Path, **options: Any) -> ClassificationTracer:

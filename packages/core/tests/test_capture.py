@@ -4,11 +4,12 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ml_debugger.core.capture import Capture
 from ml_debugger.core.checkup import check_model
 from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
 from ml_debugger.core.layers import parse_layers
-from torch import Tensor, nn
 
 
 def capture(model: nn.Module, **layers: str) -> Capture:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
 from ml_debugger.core.errors import EpochError, InputError
 from ml_debugger.core.inputs import FieldSet, as_epoch, as_input_ids, batch_size
-from torch import Tensor
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
 

@@ -3,6 +3,9 @@
 import pytest
 import timm
 import torch
+from torch import nn
+from torchvision import models
+
 from ml_debugger.core.errors import InputError, LayerNotFoundError, UnsupportedModelError
 from ml_debugger.core.layers import (
     REDUCERS,
@@ -12,20 +15,18 @@ from ml_debugger.core.layers import (
     parse_layers,
     unwrap,
 )
-from torch import nn
-from torchvision import models
 
 MODELS = {
-    "resnet": (lambda: models.resnet18(), 64, ["layer2", "layer3", "fc:input"]),
-    "vgg": (lambda: models.vgg11(), 64, ["features.10", "features.15", "classifier.6:input"]),
-    "swin": (lambda: models.swin_t(), 64, ["features.3", "features.5", "head:input"]),
+    "resnet": (models.resnet18, 64, ["layer2", "layer3", "fc:input"]),
+    "vgg": (models.vgg11, 64, ["features.10", "features.15", "classifier.6:input"]),
+    "swin": (models.swin_t, 64, ["features.3", "features.5", "head:input"]),
     "vision transformer": (
         lambda: models.vit_b_16(image_size=32),
         32,
         ["encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7", "heads.head:input"],
     ),
     "squeezenet": (
-        lambda: models.squeezenet1_0(),
+        models.squeezenet1_0,
         64,
         ["features.4", "features.8", "classifier.1:input"],
     ),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.query import Condition, FilterConfig, rank, read_strategy
 from ml_debugger.core.sampling import SamplingConfig, spread

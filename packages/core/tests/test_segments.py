@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ def piece(*values):
     return as_bytes(np.array(values, np.uint8))
 
 
+def append(writer, pieces):
+    with writer.appended(pieces) as place:
+        return place
+
+
 def read(folder, name, offset, size):
     out = np.empty(size, np.uint8)
     SegmentReader(folder).read(name, offset, as_bytes(out))
@@ -30,8 +36,8 @@ def read(folder, name, offset, size):
 
 def test_pieces_lie_one_after_the_other_at_aligned_offsets(tmp_path):
     writer = SegmentWriter(tmp_path)
-    first = writer.append([piece(1, 2), piece(3)])
-    second = writer.append([piece(4)])
+    first = append(writer, [piece(1, 2), piece(3)])
+    second = append(writer, [piece(4)])
     assert first[0] == second[0]
     assert first[1] == 0
     assert second[1] == ALIGNMENT
@@ -42,7 +48,7 @@ def test_pieces_lie_one_after_the_other_at_aligned_offsets(tmp_path):
 
 def test_a_full_segment_is_followed_by_another(tmp_path):
     writer = SegmentWriter(tmp_path, limit=129)
-    names = [writer.append([as_bytes(np.full(80, k, np.uint8))])[0] for k in range(3)]
+    names = [append(writer, [as_bytes(np.full(80, k, np.uint8))])[0] for k in range(3)]
     assert names[0] == names[1] != names[2]
     writer.close()
 
@@ -61,7 +67,7 @@ def test_short_writes_and_long_lists_are_completed(sizes, most, tmp_path_factory
         patch.setattr(os, "pwritev", short)
         patch.setattr(segments, "IOV_MAX", 3)
         writer = SegmentWriter(folder)
-        name, offset = writer.append(pieces)
+        name, offset = append(writer, pieces)
         writer.close()
     assert read(folder, name, offset, sum(sizes)) == b"".join(bytes(one) for one in pieces)
 
@@ -69,14 +75,14 @@ def test_short_writes_and_long_lists_are_completed(sizes, most, tmp_path_factory
 def test_more_pieces_than_one_call_takes(tmp_path):
     writer = SegmentWriter(tmp_path)
     pieces = [piece(k % 251) for k in range(3000)]
-    name, offset = writer.append(pieces)
+    name, offset = append(writer, pieces)
     assert read(tmp_path, name, offset, 3000) == b"".join(map(bytes, pieces))
     writer.close()
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_written(tmp_path, monkeypatch):
     writer = SegmentWriter(tmp_path)
-    name, offset = writer.append([piece(7)])
+    name, offset = append(writer, [piece(7)])
     whole = os.pwritev
 
     def full(fd, buffers, offset):
@@ -86,21 +92,21 @@ def test_a_full_disk_is_told_and_leaves_what_was_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwritev", full)
         with pytest.raises(StoreError, match="No space left.*Free some space"):
-            writer.append([piece(8)])
+            append(writer, [piece(8)])
     assert read(tmp_path, name, offset, 1) == b"\7"
-    again = writer.append([piece(9)])
+    again = append(writer, [piece(9)])
     assert read(tmp_path, *again, 1) == b"\x09"
     writer.close()
 
 
 def test_no_segment_can_be_made(tmp_path):
     with pytest.raises(StoreError, match="cannot create a file"):
-        SegmentWriter(tmp_path / "missing").append([piece(1)])
+        append(SegmentWriter(tmp_path / "missing"), [piece(1)])
 
 
 def test_the_open_segment_is_locked_and_the_closed_one_is_not(tmp_path):
     writer = SegmentWriter(tmp_path)
-    name, _ = writer.append([piece(1)])
+    name, _ = append(writer, [piece(1)])
     with (tmp_path / (name + SUFFIX)).open("rb") as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,18 +114,37 @@ def test_the_open_segment_is_locked_and_the_closed_one_is_not(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_the_segment_stays_locked_until_what_was_written_is_entered(tmp_path):
+    writer = SegmentWriter(tmp_path, limit=1)
+    closed = threading.Event()
+
+    def other():
+        append(writer, [piece(2)])  # needs a new segment
+        writer.close()
+        closed.set()
+
+    with writer.appended([piece(1)]) as (name, _):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not closed.wait(0.1)
+        with (tmp_path / (name + SUFFIX)).open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    thread.join()
+    assert closed.is_set()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_may_not_write(tmp_path, fork):
     writer = SegmentWriter(tmp_path)
-    writer.append([piece(1)])
+    append(writer, [piece(1)])
 
     def child():
         with pytest.raises(StoreError, match="forked child"):
-            writer.append([piece(2)])
+            append(writer, [piece(2)])
         writer.close()  # does nothing to the parent's lock
 
     assert fork(child) == 0
-    name, offset = writer.append([piece(3)])
+    name, offset = append(writer, [piece(3)])
     assert offset == ALIGNMENT
     with (tmp_path / (name + SUFFIX)).open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +153,7 @@ def test_a_forked_child_may_not_write(tmp_path, fork):
 
 def test_a_segment_that_is_too_short_is_told(tmp_path):
     writer = SegmentWriter(tmp_path)
-    name, _ = writer.append([piece(1, 2, 3)])
+    name, _ = append(writer, [piece(1, 2, 3)])
     writer.close()
     with pytest.raises(StoreError, match="ends before byte 10"):
         read(tmp_path, name, 0, 10)
@@ -139,7 +164,7 @@ def test_a_segment_that_is_too_short_is_told(tmp_path):
 def test_an_open_file_outlives_its_name_and_few_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "OPEN_FILES", 2)
     writer = SegmentWriter(tmp_path, limit=1)
-    names = [writer.append([piece(k)])[0] for k in range(4)]
+    names = [append(writer, [piece(k)])[0] for k in range(4)]
     writer.close()
     reader = SegmentReader(tmp_path)
     out = np.empty(1, np.uint8)

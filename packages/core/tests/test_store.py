@@ -823,6 +823,29 @@ def test_compaction_beside_a_writer_and_a_reader(store, repo, run):
     assert store.verify() == []
 
 
+def test_compaction_waits_for_what_is_written_but_not_entered_yet(store, repo, run, monkeypatch):
+    """A thread that has written, and not yet told the catalogue, must not lose its file."""
+    insert, inside, go_on = LocalRepository._insert, threading.Event(), threading.Event()
+
+    def slow(*args):
+        inside.set()
+        go_on.wait()
+        insert(*args)
+
+    monkeypatch.setattr(LocalRepository, "_insert", slow)
+    writing = threading.Thread(target=repo.write, args=(run, [batch("a", values=[5])]))
+    writing.start()
+    inside.wait()
+    compacting = threading.Thread(target=store.compact)
+    compacting.start()
+    compacting.join(0.1)
+    go_on.set()
+    writing.join()
+    compacting.join()
+    assert repo.records().column("predicted/score").tolist() == [5]
+    assert store.verify() == []
+
+
 def test_verify_finds_damage(store, repo, run):
     repo.write(run, [batch(range(100))])
     assert store.verify() == []

@@ -177,6 +177,7 @@ def quickstart(
     from rich.console import Console
     from rich.table import Table
 
+    torch.set_num_threads(1)  # a network this small is faster on one core
     console = Console()
     path = Path(report)
     rows = []
@@ -203,5 +204,5 @@ def quickstart(
     for name, values in zip(names, np.array(rows).T, strict=True):
         table.add_row(name, f"{values.mean():.3f}", f"{values.std():.3f}")
     console.print(table)
-    console.print(f"report: {path.absolute()}")
+    console.print(f"report: {path.absolute()}", soft_wrap=True)
     return path

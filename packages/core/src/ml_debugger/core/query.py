@@ -154,7 +154,7 @@ class Condition(NamedTuple):
         if isinstance(values, pa.DictionaryArray):  # compare each of the few values once
             found = self._arrow_mask(values.dictionary)[values.indices.fill_null(0).to_numpy()]
             null = np.asarray(values.is_null())
-            return null if self.op == "is null" else found & ~null
+            return np.asarray(null if self.op == "is null" else found & ~null)
         if self.op in ("is null", "not null"):
             found = pc.is_null(values) if self.op == "is null" else pc.is_valid(values)
             return np.asarray(found)

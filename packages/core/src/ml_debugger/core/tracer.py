@@ -239,7 +239,9 @@ class Tracer(ABC):
                 world_size=distributed.world_size(),
             )
         repository, run = self._repository, self._run
-        self._writer = BatchWriter(lambda batches: repository.write(run, batches))
+        self._writer = BatchWriter(
+            lambda batches: repository.write(run, batches), home=self._store.home
+        )
 
     def _trace(
         self,

@@ -65,7 +65,7 @@ class Evaluator:
         result_name: str | None = None,
         n_epoch: EpochSpec = "latest",
         options: Mapping[str, Any] | None = None,
-    ) -> "Result | None":
+    ) -> "Result | Any":
         """Evaluate the recorded predictions that have ground truth, and save the result.
 
         Everything recorded in this process so far is taken into account. Under

@@ -234,6 +234,12 @@ class TaskContract(ABC):
             states: list[tuple[list[Tensor], list[bool], tuple[float, ...]]] = []
             for traced in (True, False):
                 copy = deepcopy(model)
+                calls: list[bool] = []
+
+                def called(*_: Any, calls: list[bool] = calls) -> None:
+                    calls.append(torch.is_grad_enabled())
+
+                copy.register_forward_pre_hook(called)
                 with self._tracer(copy) as tracer:
                     if not traced:
                         tracer.close()  # its hooks are gone: the model is alone now
@@ -243,6 +249,7 @@ class TaskContract(ABC):
                         output = tracer(model_input, ground_truth, ["a", "b"], "val")
                     else:
                         output = tracer.run_model(model_input)
+                    assert calls == [True], "the model must run once, under the caller's gradients"
                     random_state = _random_state()
                     modes = [module.training for module in copy.modules()]
                     graph = [one for one in _tensors(output) if one.requires_grad]

@@ -2,10 +2,9 @@
 
 import fcntl
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sqlalchemy import delete, update
@@ -34,12 +33,8 @@ def compact(catalogue: Catalogue, folder: Path) -> int:
     chunk is now.
     """
     freed = 0
-    writer = SegmentWriter(folder)
-    try:
-        for path in sorted(folder.glob("*" + SUFFIX)):
-            freed += _compact_one(catalogue, folder, writer, path)
-    finally:
-        writer.close()
+    for path in sorted(folder.glob("*" + SUFFIX)):
+        freed += _compact_one(catalogue, folder, path)
     return freed
 
 
@@ -69,7 +64,7 @@ def verify(catalogue: Catalogue, folder: Path) -> list[str]:
     return problems
 
 
-def _compact_one(catalogue: Catalogue, folder: Path, writer: SegmentWriter, path: Path) -> int:
+def _compact_one(catalogue: Catalogue, folder: Path, path: Path) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -85,7 +80,7 @@ def _compact_one(catalogue: Catalogue, folder: Path, writer: SegmentWriter, path
         live = sum(chunk.nbytes for chunk in chunks)
         if chunks and size - live <= DEAD_SHARE * size:
             return 0
-        _move(catalogue, folder, writer, path.stem, chunks)
+        _move(catalogue, folder, path.stem, chunks)
         with suppress(FileNotFoundError):
             path.unlink()
         return size - live
@@ -104,40 +99,40 @@ def _chunks_of(catalogue: Catalogue, name: str) -> list[ChunkRow]:
         return [chunk.model_copy() for chunk in session.exec(query)]
 
 
-def _move(
-    catalogue: Catalogue,
-    folder: Path,
-    writer: SegmentWriter,
-    name: str,
-    chunks: Sequence[ChunkRow],
-) -> None:
-    reader = SegmentReader(folder)
-    places: list[tuple[int | None, str, int]] = []
-    for chunk in chunks:
-        data = _read(reader, name, chunk)
-        if checksum([data]) != chunk.crc:
-            raise StoreError(
-                f"{folder / (name + SUFFIX)} has changed on disk and is left as it is; find what "
-                "is affected with `ml-debugger doctor`"
-            )
-        places.append((chunk.id, *writer.append([data])))
-    with catalogue.writing() as session:
-        numbers: dict[str, Any] = {}
-        for target in dict.fromkeys(target for _, target, _ in places):
-            query = select(SegmentRow.id).where(SegmentRow.name == target)
-            numbers[target] = session.exec(query).first()
-            if numbers[target] is None:
+def _move(catalogue: Catalogue, folder: Path, name: str, chunks: Sequence[ChunkRow]) -> None:
+    """Move what is left of a segment to a new one, if anything is, and forget the segment."""
+    reader, writer = SegmentReader(folder), SegmentWriter(folder)
+
+    def pieces() -> Iterator[Bytes]:
+        for chunk in chunks:
+            data = _read(reader, name, chunk)
+            if checksum([data]) != chunk.crc:
+                raise StoreError(
+                    f"{folder / (name + SUFFIX)} has changed on disk and is left as it is; find "
+                    "what is affected with `ml-debugger doctor`"
+                )
+            yield data
+
+    try:
+        with ExitStack() as stack:
+            target, offset = "", 0
+            if chunks:
+                target, offset = stack.enter_context(writer.appended(pieces()))
+            session = stack.enter_context(catalogue.writing())
+            if chunks:
                 row = SegmentRow(name=target)
                 session.add(row)
                 session.flush()
-                numbers[target] = row.id
-        for number, target, offset in places:  # a chunk deleted meanwhile is simply not there
-            session.execute(
-                update(ChunkRow)
-                .where(col(ChunkRow.id) == number)
-                .values(segment_id=numbers[target], offset=offset)
-            )
-        session.execute(delete(SegmentRow).where(col(SegmentRow.name) == name))
+            for chunk in chunks:  # a chunk deleted meanwhile is simply not there
+                session.execute(
+                    update(ChunkRow)
+                    .where(col(ChunkRow.id) == chunk.id)
+                    .values(segment_id=row.id, offset=offset)
+                )
+                offset += chunk.nbytes
+            session.execute(delete(SegmentRow).where(col(SegmentRow.name) == name))
+    finally:
+        writer.close()
 
 
 def _read(reader: SegmentReader, name: str, chunk: ChunkRow) -> Bytes:

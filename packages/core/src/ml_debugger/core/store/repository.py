@@ -113,14 +113,34 @@ class LocalRepository(Repository):
         chunks = list(encode(batches, fields, label_fields, CHUNK_BYTES))
         if not chunks:
             return
-        segment, offset = self._writer.append([p for chunk in chunks for p in chunk.pieces])
+        pieces = [piece for chunk in chunks for piece in chunk.pieces]
+        sums = [checksum(chunk.pieces) for chunk in chunks]
+        with self._writer.appended(pieces) as place, self._catalogue.writing() as session:
+            self._insert(session, number, chunks, sums, *place)
+
+    def _insert(
+        self,
+        session: Session,
+        run: int,
+        chunks: Sequence[Encoded],
+        sums: Sequence[int],
+        segment: str,
+        offset: int,
+    ) -> None:
         now = time.time_ns()
+        place = _interned(session, SegmentRow, SegmentRow.name, segment)
+        layouts = {
+            text: _interned(session, LayoutRow, LayoutRow.columns, text)
+            for text in {chunk.layout for chunk in chunks}
+        }
         rows = []
-        for chunk in chunks:
+        for chunk, crc in zip(chunks, sums, strict=True):
             rows.append(
                 {
                     "version_id": self._number,
-                    "run_id": number,
+                    "run_id": run,
+                    "layout_id": layouts[chunk.layout],
+                    "segment_id": place,
                     "n_epoch": chunk.n_epoch,
                     "dataset_type": chunk.dataset_type,
                     "inputs": chunk.inputs,
@@ -129,28 +149,11 @@ class LocalRepository(Repository):
                     "offset": offset,
                     "nbytes": chunk.nbytes,
                     "buffers": chunk.buffers,
-                    "crc": checksum(chunk.pieces),
+                    "crc": crc,
                     "written_at": now,
                 }
             )
             offset += chunk.nbytes
-        with self._catalogue.writing() as session:
-            self._insert(session, segment, chunks, rows)
-
-    def _insert(
-        self,
-        session: Session,
-        segment: str,
-        chunks: Sequence[Encoded],
-        rows: list[dict[str, Any]],
-    ) -> None:
-        place = _interned(session, SegmentRow, SegmentRow.name, segment)
-        layouts = {
-            text: _interned(session, LayoutRow, LayoutRow.columns, text)
-            for text in {chunk.layout for chunk in chunks}
-        }
-        for chunk, row in zip(chunks, rows, strict=True):
-            row |= {"segment_id": place, "layout_id": layouts[chunk.layout]}
         session.execute(insert(ChunkRow), rows)
 
     @override

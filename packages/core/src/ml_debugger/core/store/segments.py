@@ -7,7 +7,8 @@ import uuid
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SEGMENT_BYTES = 1 << 30
 SUFFIX = ".seg"
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 OPEN_FILES = 256
+GROUP_BYTES = 64 << 20
 
 Bytes = memoryview
 
@@ -42,10 +44,14 @@ class SegmentWriter:
         self._fd = -1
         self._closing: weakref.finalize[Any, Any] | None = None
 
-    def append(self, pieces: Sequence[Bytes]) -> tuple[str, int]:
-        """Write byte arrays one after the other.
+    @contextmanager
+    def appended(self, pieces: Iterable[Bytes]) -> Iterator[tuple[str, int]]:
+        """Write byte arrays one after the other, and give the time to enter them somewhere.
 
-        Returns:
+        The segment stays open and locked until the block ends, whatever other threads do: what
+        is written but not yet in the catalogue is dead to compaction.
+
+        Yields:
             The segment's name and the offset of the first byte, a multiple of 64, once all of
             them are durable.
 
@@ -59,27 +65,32 @@ class SegmentWriter:
                 f"{os.getpid()}; open a Store of its own in the child"
             )
         with self._lock:
-            if self._name is None or self._end >= self._limit:
-                self._roll()
-            assert self._name is not None  # _roll has just opened one
-            start = self._end
-            try:
-                end = _write_all(self._fd, pieces, start)
-                os.fdatasync(self._fd)
-            except OSError as error:
-                self._undo(start)
-                raise StoreError(
-                    f"cannot write {self._folder / self._name}: {error.strerror}; what was "
-                    "recorded before is intact. Free some space, or move the store with MLD_HOME"
-                ) from error
-            self._end = end + -end % ALIGNMENT
-            return self._name, start
+            yield self._append(pieces)
 
     def close(self) -> None:
         """Let go of the open segment; a later append opens another one."""
         if os.getpid() == self._pid:
             with self._lock:
                 self._close()
+
+    def _append(self, pieces: Iterable[Bytes]) -> tuple[str, int]:
+        if self._name is None or self._end >= self._limit:
+            self._roll()
+        assert self._name is not None  # _roll has just opened one
+        start = self._end
+        try:
+            end = _write_all(self._fd, pieces, start)
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._undo(start)
+            raise StoreError(
+                f"cannot write {self._folder / self._name}: {error.strerror}; what was recorded "
+                "before is intact. Free some space, or move the store with MLD_HOME"
+            ) from error
+        # Even if the block that enters it fails, these bytes are not used again: a transaction
+        # whose commit failed may still be found committed after a crash.
+        self._end = end + -end % ALIGNMENT
+        return self._name, start
 
     def _close(self) -> None:
         if self._closing is not None:
@@ -208,24 +219,37 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _write_all(fd: int, pieces: Sequence[Bytes], offset: int) -> int:
+def _write_all(fd: int, pieces: Iterable[Bytes], offset: int) -> int:
     """Write pieces at an offset, whatever number of calls it takes; return the end."""
-    first = 0
-    while first < len(pieces):
-        group = pieces[first : first + IOV_MAX]
-        wanted = sum(piece.nbytes for piece in group)
-        count = os.pwritev(fd, group, offset)
-        offset += count
-        first += len(group)
-        if count == wanted:
-            continue
-        for k, piece in enumerate(group):  # a short write: go on from where it stopped
-            if count < piece.nbytes:
-                pieces = [piece[count:], *group[k + 1 :], *pieces[first:]]
-                first = 0
-                break
-            count -= piece.nbytes
+    rest = iter(pieces)
+    while group := _next_group(rest):
+        while group:
+            count = os.pwritev(fd, group, offset)
+            offset += count
+            group = _after(group, count)
     return offset
+
+
+def _next_group(pieces: Iterator[Bytes]) -> list[Bytes]:
+    """Return what one call may write: some pieces, and no more in memory than need be."""
+    group: list[Bytes] = []
+    size = 0
+    while len(group) < IOV_MAX and size < GROUP_BYTES:
+        piece = next(pieces, None)
+        if piece is None:
+            break
+        group.append(piece)
+        size += piece.nbytes
+    return group
+
+
+def _after(group: list[Bytes], count: int) -> list[Bytes]:
+    """Return what is left of pieces after some bytes of them."""
+    for k, piece in enumerate(group):
+        if count < piece.nbytes:
+            return [piece[count:], *group[k + 1 :]]
+        count -= piece.nbytes
+    return []
 
 
 def _release(fd: int, pid: int) -> None:
