@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import Scope, Store
 
 KILLS = int(os.environ.get("MLD_CRASH_RUNS", "12"))
 VERSION = ModelVersion("net", "crash")
-SCRATCH = -1  # an epoch that is written and deleted again, to give compaction work
 
 # Imports once and then forks: starting is what would take the time, and the fork happens before
 # anything of ours is open.
@@ -59,9 +60,10 @@ def work(home, log, seed):
                 file.flush()
                 unsaved.clear()
             if rng.random() < 0.03:
-                repository.write(run, [Batch([str(n) for n in range(3000)], "train", -1, k,
-                    Units({"feature.x": torch.zeros(3000, 64), "label": torch.zeros(3000).long()}))])
-                repository.delete_epoch(-1)
+                columns = {"feature.x": torch.zeros(3000, 64), "label": torch.zeros(3000)}
+                scratch = [str(n) for n in range(3000)]
+                repository.write(run, [Batch(scratch, "train", -1, k, Units(columns))])
+                repository.delete_epoch(-1)  # gives compaction work
                 store.compact()
 
 
@@ -112,7 +114,7 @@ def wait_for(path, size, pid):
     deadline = time.monotonic() + 60
     while not path.exists() or path.stat().st_size <= size:
         assert time.monotonic() < deadline, "nothing was recorded"
-        assert os.path.exists(f"/proc/{pid}"), "a recording process ended by itself"
+        assert Path(f"/proc/{pid}").exists(), "a recording process ended by itself"
         time.sleep(0.005)
 
 
@@ -158,7 +160,7 @@ def test_nothing_saved_is_lost_and_nothing_is_there_in_part(start, tmp_path):
             assert kill(pid), "a recording process ended by itself"
             time.sleep(rng.choice([0, 0.02]))
         for pid in pids:
-            while os.path.exists(f"/proc/{pid}"):
+            while Path(f"/proc/{pid}").exists():
                 time.sleep(0.001)
         if number == 0 and not (home / "catalogue.db").exists():
             continue
@@ -177,7 +179,7 @@ def test_a_process_that_is_killed_while_it_makes_the_store_does_no_harm(start, t
         pid = start(home, log, "x")
         time.sleep(0.003 * number)
         kill(pid)
-        while os.path.exists(f"/proc/{pid}"):
+        while Path(f"/proc/{pid}").exists():
             time.sleep(0.001)
         with Store(home) as store:
             assert store.verify() == []

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ml_debugger.core import archive as archive_module
 from ml_debugger.core.archive import export_archive, import_archive
 from ml_debugger.core.errors import (
@@ -186,7 +187,7 @@ def test_other_tools_read_the_tables(full):
         manifest = json.loads(file.read("manifest.json"))
     assert manifest["rows"] == {"input": 4, "extracted_feature": 7, "ground_truth": 3}
     found = duckdb.sql(
-        f"SELECT input_id, camera, n_epoch, count(*) AS n, min(box[1]) AS low, epoch_ns(min(recorded_at)) "
+        "SELECT input_id, camera, n_epoch, count(*), min(box[1]), epoch_ns(min(recorded_at)) "
         f"FROM read_parquet('{folder}/out/extracted_feature/*.parquet', union_by_name=true) "
         "GROUP BY ALL ORDER BY input_id"
     ).fetchall()

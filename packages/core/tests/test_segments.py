@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ml_debugger.core.errors import StoreError
 from ml_debugger.core.store import segments
 from ml_debugger.core.store.segments import (

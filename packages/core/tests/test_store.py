@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import warnings
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
     InputError,
@@ -289,9 +291,9 @@ def test_fields_come_back_with_their_nulls(store):
     repo.write(run, [Batch(["c", "d"], "t", 0, 1, units, None)])
     repo = register(store, fields=[{"name": "new", "type": "int"}])
     records = repo.records()
-    for name, given in values.items():
-        assert records.column(f"input/{name}").to_pylist() == [*given, None, None]
-        assert records.column(f"input/{name}", np.array([3, 0])).to_pylist() == [None, given[0]]
+    for name, expected in values.items():
+        assert records.column(f"input/{name}").to_pylist() == [*expected, None, None]
+        assert records.column(f"input/{name}", np.array([3, 0])).to_pylist() == [None, expected[0]]
     assert records.column("label/by").to_pylist() == ["me", "you", None, None]
     assert records.column("input/new").to_pylist() == [None] * 4
     assert {"input/camera", "label/by", "input/new"} <= set(records.names())
@@ -465,7 +467,7 @@ def test_everything_comes_back_as_it_was(data, tmp_path_factory):
                 ),
                 fields={"t": texts[a:b], "x": floats[a:b]},
             )
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in pairwise(cuts)
         ]
         for group in (batches[:1], batches[1:]):
             repo.write(run, group)

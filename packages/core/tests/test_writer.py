@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from ml_debugger.core import writer as module
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.records import Batch, Units
@@ -311,7 +312,10 @@ for k in range(5):
 
 def test_the_end_of_the_interpreter_flushes(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", EXIT, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", EXIT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     with Store(tmp_path) as store:

@@ -12,6 +12,7 @@ from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, Input
 from ml_debugger.core.layers import architecture_hash, architecture_of, unwrap
 from ml_debugger.core.pool import StoredPool, open_pool
 from ml_debugger.core.store import Scope, Store
+from ml_debugger.core.sync import upload
 from ml_debugger.core.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class InferenceTracer(Tracer):
         Args:
             interval: Seconds between looks at the service.
         """
-        self._saved(interval)
+        self._wait_for_save(interval)
 
     def upload(self) -> None:
         """Start sending this epoch's records to the service.
@@ -129,7 +130,7 @@ class InferenceTracer(Tracer):
         Raises:
             EndpointError: No service is configured; the message says what to set.
         """
-        self._upload()
+        upload(self._service)
 
     def _pool(self, dataset_type: str, runs: tuple[str, ...] | None = None) -> StoredPool:
         """Return what is recorded of a split in this epoch, judged by the result if any."""

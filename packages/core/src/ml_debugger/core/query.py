@@ -148,7 +148,7 @@ class Condition(NamedTuple):
             return np.asarray(inside if self.op == "in" else ~inside & ~null)
         if self.op == "between":
             return np.asarray((values >= wanted[0]) & (values <= wanted[1]))
-        return np.asarray(_COMPARE[self.op](values, wanted[0])) & ~null
+        return np.asarray(_COMPARE[self.op](values, wanted[0]) & ~null)
 
     def _arrow_mask(self, values: Any) -> NDArray[np.bool_]:
         if isinstance(values, pa.DictionaryArray):  # compare each of the few values once

@@ -1,7 +1,6 @@
 """The steps in order: check, run the model, parse what it said, hand it to the store."""
 
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core import distributed
+from ml_debugger.core import distributed, sync
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
-from ml_debugger.core.errors import EndpointError, InputError, SyncError
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.inputs import (
     FieldSet,
     as_epoch,
@@ -104,13 +103,7 @@ class Tracer(ABC):
         )
         self._layers = parse_layers(target_layers, unwrap(model))
         self._service = Service.resolve(api_endpoint, api_key)
-        self._auto_sync = auto_sync
-        if auto_sync and self._service.endpoint:
-            warnings.warn(
-                f"auto_sync: this release cannot upload to {self._service.endpoint}; records stay "
-                "in the local store, and export() writes them to a file",
-                stacklevel=3,
-            )
+        sync.announce(self._service, auto_sync=auto_sync)
         self._store = Store(home)
         try:
             self._repository = self._register(recreate=force_table_recreate)
@@ -422,29 +415,9 @@ class Tracer(ABC):
         distributed.barrier()
         return path
 
-    def _saved(self, interval: float) -> None:
-        """Return when everything recorded so far is durable, here and at the service if any."""
-        if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
-            raise InputError(f"interval must be a positive number of seconds, got {interval!r}")
+    def _wait_for_save(self, interval: float) -> None:
         self._writer.flush()
-        if self._service.endpoint:
-            raise _no_upload(self._service.endpoint)
-
-    def _upload(self) -> None:
-        if not self._service.endpoint:
-            raise EndpointError(
-                "there is no service to upload to: set MLD_API_ENDPOINT and MLD_API_KEY, or pass "
-                "api_endpoint= and api_key=. Without a service everything stays in the local "
-                "store, where evaluation works as well; export() writes a file to hand over"
-            )
-        raise _no_upload(self._service.endpoint)
-
-
-def _no_upload(endpoint: str) -> SyncError:
-    return SyncError(
-        f"this release cannot upload to {endpoint}: records are safe in the local store, and "
-        "export() writes them to a file; unset MLD_API_ENDPOINT to work locally"
-    )
+        sync.wait(self._service, interval)
 
 
 def _part(value: Any, part: slice) -> Any:

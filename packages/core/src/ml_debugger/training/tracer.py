@@ -9,6 +9,7 @@ from ml_debugger.core.distributed import barrier
 from ml_debugger.core.errors import EpochError
 from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.store import Scope
+from ml_debugger.core.sync import upload
 from ml_debugger.core.tracer import Tracer
 
 
@@ -107,7 +108,7 @@ class TrainingTracer(Tracer):
             SyncError: A service is configured, which this release cannot use.
         """
         as_epoch(n_epoch)
-        self._saved(interval)
+        self._wait_for_save(interval)
 
     def upload(self, n_epoch: int | None = None, *, force: bool = False) -> None:
         """Start sending records to the service.
@@ -121,7 +122,7 @@ class TrainingTracer(Tracer):
             SyncError: A service is configured, which this release cannot use.
         """
         as_epoch(n_epoch)
-        self._upload()
+        upload(self._service)
 
     def drop_epoch_data(self, n_epoch: int) -> dict[str, int]:
         """Delete this version's records of one epoch.

@@ -83,6 +83,8 @@ class SegmentWriter:
             os.fdatasync(self._fd)
         except OSError as error:
             self._undo(start)
+            if isinstance(error, StoreError):  # of where the pieces come from
+                raise
             raise StoreError(
                 f"cannot write {self._folder / self._name}: {error.strerror}; what was recorded "
                 "before is intact. Free some space, or move the store with MLD_HOME"
