@@ -1,9 +1,10 @@
 """What tests of the distributions share: wheels, and environments to install them in."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,20 +80,24 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def make_environment(
     tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]
-) -> Callable[..., Environment]:
+) -> Iterator[Callable[..., Environment]]:
     """Make an environment with some distributions from their wheels, and what they depend on."""
     pins = tmp_path_factory.mktemp("pins") / "constraints.txt"
+    folders: list[Path] = []
     pins.write_text("".join(f"{name} @ {file.as_uri()}\n" for name, file in wheels.items()))
 
     def make(*names: str, also: tuple[str, ...] = ()) -> Environment:
         folder = tmp_path_factory.mktemp("environment")
+        folders.append(folder)
         run("uv", "venv", "--quiet", "--clear", "--python", sys.executable, folder)
         environment = Environment(folder)
         # the constraints make a dependency on one of ours mean its wheel
         environment.install("--constraints", pins, *(wheels[name] for name in names), *also)
         return environment
 
-    return make
+    yield make
+    for folder in folders:  # several GB each, where they are not links into uv's cache
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

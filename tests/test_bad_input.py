@@ -205,6 +205,11 @@ def foreign_result(b: Bench) -> Any:
     return ClassificationDataFilter(network(9), "net", "v1", b.result, home=b.home)
 
 
+def query_without_result(b: Bench) -> Any:
+    with ClassificationDataFilter(b.model, "net", "v1", home=b.home) as data_filter:
+        return data_filter.query(5, "high_error_proba")
+
+
 def compiled_before(b: Bench) -> Any:
     torch.compiler.reset()
     model = torch.compile(network(), backend="eager")
@@ -295,10 +300,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     "ids that cannot be cast": (lambda b: query(b, type_cast=int), ValueError, "'pool-"),
     "sampling without a range": (
         lambda b: query(b, sampling={"method": "random"}), ValueError, "min_value"),
-    "a query without a result": (
-        lambda b: ClassificationDataFilter(b.model, "net", "v1", home=b.home).query(
-            5, "high_error_proba"),
-        ValueError, "needs an evaluation"),
+    "a query without a result": (query_without_result, ValueError, "needs an evaluation"),
     "a filter without a result": (
         lambda b: ClassificationDataFilter(
             b.model, "net", "v1", filter_config={"target_zones": ["hotspot"]}, home=b.home),
@@ -316,7 +318,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     "an unknown option": (
         lambda b: b.evaluator.request_evaluation(options={"speed": 1}), ValueError, "speed"),
     "a result name that is taken": (
-        lambda b: b.evaluator.request_evaluation(result_name=b.result), ValueError, "taken|exists"),
+        lambda b: b.evaluator.request_evaluation(result_name=b.result), ValueError, "already"),
     "nothing to evaluate": (
         lambda b: b.evaluator.request_evaluation(n_epoch=77), LookupError, "77|label"),
     "an unknown version": (

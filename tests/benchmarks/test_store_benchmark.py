@@ -61,17 +61,17 @@ def folder():
 @pytest.fixture(scope="module")
 def million():
     """A store of a million rows in five epochs, each with two data sets."""
-    with tempfile.TemporaryDirectory(dir=os.environ.get("MLD_BENCHMARK_DIR")) as name:
-        with Store(name) as store:
-            repository = register(store)
-            run = repository.start_run("training")
-            for start in range(0, MILLION, FLUSH):
-                dataset = "val" if start // FLUSH % 5 == 0 else "train"
-                rows = min(FLUSH, MILLION - start)
-                epoch = start // (MILLION // 5)
-                repository.write(run, batches(start, rows, FLUSH, epoch, dataset))
-            repository.records().inputs  # the ids are warm, as after a first query
-            yield repository
+    where = os.environ.get("MLD_BENCHMARK_DIR")
+    with tempfile.TemporaryDirectory(dir=where) as name, Store(name) as store:
+        repository = register(store)
+        run = repository.start_run("training")
+        for start in range(0, MILLION, FLUSH):
+            dataset = "val" if start // FLUSH % 5 == 0 else "train"
+            rows = min(FLUSH, MILLION - start)
+            epoch = start // (MILLION // 5)
+            repository.write(run, batches(start, rows, FLUSH, epoch, dataset))
+        repository.records().ids()  # warm, as after a first query
+        yield repository
 
 
 def register(store: Store):
@@ -195,7 +195,7 @@ def test_scan_against_memcpy(benchmark, million):
     reference.copy()
     ratios = []
     for _ in range(ROUNDS):
-        copying = seconds(lambda: reference.copy())
+        copying = seconds(reference.copy)
         ratios.append(seconds(ours) / copying)
     report(benchmark, "scan of 2 GB / memcpy", "<= 2.5", ratios, ours)
 

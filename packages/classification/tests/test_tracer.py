@@ -1,5 +1,6 @@
 """Recording a classifier: runs, epochs, ids, fields, and code that calls the model itself."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -314,6 +315,16 @@ def test_closing_twice_is_fine_and_leaves_the_model_alone(tmp_path: Path) -> Non
     t.close()
     t.close()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in t.model.modules())
+
+
+def test_a_forgotten_tracer_takes_its_hooks_off_and_loses_nothing(tmp_path: Path) -> None:
+    t = tracer(tmp_path)
+    model = t.model
+    t(X, Y, range(10))
+    del t
+    gc.collect()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert records(tmp_path)["found"].inputs == 10
 
 
 @dataclass

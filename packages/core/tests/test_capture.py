@@ -147,8 +147,14 @@ def test_a_model_compiled_and_run_before_is_refused() -> None:
     compiled = torch.compile(model, backend="eager")
     compiled(torch.ones(1, 2))
     late = Capture(compiled, parse_layers({"a": "0"}, model))
-    with pytest.raises(LayerNotFiredError, match="compiled and run before"), late.recording():
-        compiled(torch.ones(1, 2))
+    seen = None
+    try:
+        with late.recording() as seen:
+            output = compiled(torch.ones(1, 2))
+    except LayerNotFiredError as error:
+        assert "compiled and run before" in str(error)  # noqa: PT017  or else it must have run
+    else:  # older versions of torch notice new hooks and compile again
+        assert torch.equal(seen["a"], output)
 
 
 def test_checkup_tells_what_can_be_recorded() -> None:

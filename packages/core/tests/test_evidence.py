@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from ml_debugger.core.evaluation.discriminant import Discriminant, Moments
-from ml_debugger.core.evaluation.folds import assign_folds, canonical_order, choose_references
-from ml_debugger.core.evaluation.head import Head, fit_temperature, logistic, logit_columns
-from ml_debugger.core.evaluation.layer import NEIGHBOURS, Layer, References
-from ml_debugger.core.evaluation.scaling import Scaling
+from ml_debugger.core.evaluation.error_model.discriminant import Discriminant, Moments
+from ml_debugger.core.evaluation.error_model.folds import (
+    assign_folds,
+    canonical_order,
+    choose_references,
+)
+from ml_debugger.core.evaluation.error_model.head import (
+    Head,
+    fit_temperature,
+    logistic,
+    logit_columns,
+)
+from ml_debugger.core.evaluation.error_model.layer import NEIGHBOURS, Layer, References
+from ml_debugger.core.evaluation.error_model.scaling import Scaling
 
 K = 3
 

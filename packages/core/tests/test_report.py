@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from ml_debugger.core.errors import InputError, StoreError
-from ml_debugger.core.evaluation import maps, plots, report
+from ml_debugger.core.evaluation import report
+from ml_debugger.core.evaluation.report_page import maps, plots
+from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails, data_uri
 from ml_debugger.core.evaluation.result import Result
-from ml_debugger.core.evaluation.thumbnail import Thumbnails, data_uri
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -334,7 +335,7 @@ def test_percent(share, said):
 
 
 def test_zones_are_told_apart_without_colour():
-    from ml_debugger.core.evaluation.marks import MARKS
+    from ml_debugger.core.evaluation.report_page.marks import MARKS
     from ml_debugger.core.evaluation.zones import ZONES
 
     assert list(MARKS) == [zone.value for zone in ZONES]

@@ -13,7 +13,7 @@ from ml_debugger.core.errors import MLDebuggerError
 from ml_debugger.core.query import FilterConfig
 
 # Records
-from ml_debugger.core.records import Array, Batch, Column, ModelVersion, TaskSchema, Units
+from ml_debugger.core.records import Array, Batch, Column, ModelVersion, TaskSchema, Units, owners
 
 # Storage
 from ml_debugger.core.store import Repository, Scope, Store
@@ -43,4 +43,5 @@ __all__ = [
     "Tracer",
     "Units",
     "__version__",
+    "owners",
 ]

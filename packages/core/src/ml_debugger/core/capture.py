@@ -202,7 +202,8 @@ def _tensor_of(value: Any, alias: str, layer: Layer) -> Tensor:
     if isinstance(value, Tensor):
         return value
     parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(parts, tuple | list) or isinstance(value, Mapping):
+    # a tuple of types, since torch.compile of torch 2.4 cannot follow a union here
+    if isinstance(parts, (tuple, list)) or isinstance(value, Mapping):
         for part in parts:
             if isinstance(part, Tensor):
                 return part

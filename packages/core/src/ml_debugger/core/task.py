@@ -59,8 +59,9 @@ class Task(ABC):
         """Tell what each predicted unit should have been.
 
         Args:
-            predicted: The predicted units of some inputs, with a column `prediction`.
-            actual: The actual units of the same inputs.
+            predicted: The predicted units of some inputs, with a column `prediction`. `counts` is
+                None where every input has exactly one, whether or not the task said how many.
+            actual: The actual units of the same inputs, likewise.
 
         Returns:
             The true class of each predicted unit, int64; -1 where none of the model's classes is

@@ -1,6 +1,7 @@
 """The steps in order: check, run the model, parse what it said, hand it to the store."""
 
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,8 @@ class Tracer(ABC):
             self._repository = self._register(recreate=force_table_recreate)
             self._start()
             self._capture = Capture(model, self._layers)
+            # a tracer that is forgotten takes its hooks off as well
+            weakref.finalize(self, self._capture.close)
         except BaseException:
             self._store.close()
             raise

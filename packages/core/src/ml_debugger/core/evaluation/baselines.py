@@ -14,20 +14,20 @@ import numpy as np
 from scipy.linalg import solve_triangular  # type: ignore[import-untyped,unused-ignore]
 
 from ml_debugger.core.evaluation import metrics
-from ml_debugger.core.evaluation.discriminant import Moments
-from ml_debugger.core.evaluation.estimator import Estimates
-from ml_debugger.core.evaluation.evidence import Observations
-from ml_debugger.core.evaluation.fitting import Units, prepare
-from ml_debugger.core.evaluation.folds import FOLDS, choose_references
-from ml_debugger.core.evaluation.head import fit_temperature, logistic, score_column
-from ml_debugger.core.evaluation.layer import NEIGHBOURS, normalised, remoteness
-from ml_debugger.core.evaluation.scaling import (
+from ml_debugger.core.evaluation.error_model.discriminant import Moments
+from ml_debugger.core.evaluation.error_model.evidence import Observations
+from ml_debugger.core.evaluation.error_model.fitting import Units, prepare
+from ml_debugger.core.evaluation.error_model.folds import FOLDS, choose_references
+from ml_debugger.core.evaluation.error_model.head import fit_temperature, logistic, score_column
+from ml_debugger.core.evaluation.error_model.layer import NEIGHBOURS, lengths, remoteness
+from ml_debugger.core.evaluation.error_model.scaling import (
     Floats,
     Integers,
     Scaling,
     Singles,
     log_softmax,
 )
+from ml_debugger.core.evaluation.estimator import Estimates
 
 _MOST_REFERENCES = 4096
 _CHUNK = 256
@@ -139,14 +139,14 @@ def knn_distance(case: Case) -> Floats | None:
         return None
     _, scaled = case.scaled
     chosen, _ = choose_references(case.units.wrong, _MOST_REFERENCES)
-    directions = normalised(scaled[chosen])
+    directions = scaled[chosen] / lengths(scaled[chosen])[:, None]
     k = min(NEIGHBOURS, len(chosen) - 1)
     groups = case.units.groups
     return np.concatenate(
         [
             remoteness(
+                scaled[start : start + _CHUNK] @ directions.T,
                 scaled[start : start + _CHUNK],
-                directions,
                 k,
                 groups[start : start + _CHUNK, None] == groups[chosen],
             )

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_debugger.core.evaluation.error_model.scaling import Array, Integers
 from ml_debugger.core.evaluation.estimator import Estimates
-from ml_debugger.core.evaluation.scaling import Array, Integers
 from ml_debugger.core.evaluation.zones import ZONES, Zone
 
 _NUMBER = r"(?:0|[1-9][0-9]*)"

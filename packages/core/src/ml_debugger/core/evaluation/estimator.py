@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import SchemaError
-from ml_debugger.core.evaluation.evidence import Evidence, Observations, Sources
-from ml_debugger.core.evaluation.fitting import fit
-from ml_debugger.core.evaluation.head import Head
-from ml_debugger.core.evaluation.layer import Layer, References
-from ml_debugger.core.evaluation.scaling import Array, Floats, Integers
+from ml_debugger.core.evaluation.error_model.evidence import Evidence, Observations, Sources
+from ml_debugger.core.evaluation.error_model.fitting import fit
+from ml_debugger.core.evaluation.error_model.head import Head
+from ml_debugger.core.evaluation.error_model.layer import Layer, References
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 
 __all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations", "drift"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ml_debugger.core.evaluation.scaling import Array, Floats
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
 
 Metric = Callable[[Array, Array], float]
 

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from ml_debugger.core.errors import StoreError
-from ml_debugger.core.evaluation import frames, maps, plots
-from ml_debugger.core.evaluation.marks import MARKS, score_name
+from ml_debugger.core.evaluation import frames
+from ml_debugger.core.evaluation.report_page import maps, plots
+from ml_debugger.core.evaluation.report_page.marks import MARKS, score_name
+from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
+from ml_debugger.core.evaluation.report_page.verdict import UNKNOWN, percent, verdict
 from ml_debugger.core.evaluation.summary import Summary
-from ml_debugger.core.evaluation.thumbnail import Thumbnails
-from ml_debugger.core.evaluation.verdict import UNKNOWN, percent, verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,7 +73,7 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "report_page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,9 +1,11 @@
 """What a result says of units it was not fitted on."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.estimator import Observations
@@ -68,5 +70,12 @@ def score_missing(records: "Records", result: "Result") -> None:
 
 
 def of_batch(columns: Mapping[str, Any], result: "Result") -> dict[str, Array]:
-    """Return what a result says of the units of one batch."""
-    return judge(columns.get, result)
+    """Return what a result says of the units of one batch, while the model is in use."""
+    # a few rows are too little work to share, and more threads would fight with the model's
+    with _threads().limit(limits=1, user_api="blas"):
+        return judge(columns.get, result)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()

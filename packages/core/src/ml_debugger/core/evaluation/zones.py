@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
 from ml_debugger.core.evaluation.estimator import Estimates
 from ml_debugger.core.evaluation.metrics import wilson_interval
-from ml_debugger.core.evaluation.scaling import Array, Floats
 
 _FEW = 5
 _LARGEST_RISK = 0.05

@@ -13,8 +13,14 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_debugger.core.evaluation.discriminant import Discriminant
-from ml_debugger.core.evaluation.scaling import Array, Floats, Integers, Scaling, Singles
+from ml_debugger.core.evaluation.error_model.discriminant import Discriminant
+from ml_debugger.core.evaluation.error_model.scaling import (
+    Array,
+    Floats,
+    Integers,
+    Scaling,
+    Singles,
+)
 
 NEIGHBOURS = 10
 COLUMNS = ("disagreement", "distance", "trust", "discriminant")
@@ -102,8 +108,8 @@ class Layer:
         return _squared(self.points)
 
     @cached_property
-    def _directions(self) -> Singles:
-        return normalised(self.points)
+    def _lengths(self) -> Singles:
+        return lengths(self.points)
 
     def view(
         self,
@@ -143,7 +149,12 @@ class Layer:
             columns = np.column_stack([_against(votes, prediction), none, none, against])
             return View(columns, votes, log_posterior, none)
 
-        nearest, distance, *others = self._search(scaled, prediction, references, k, excluded)
+        # One product serves distances and angles: it is most of the time that a view takes.
+        product = scaled @ self.points.T
+        remote = remoteness(product / self._lengths, scaled, k, excluded)
+        nearest, distance, *others = self._search(
+            product, scaled, prediction, references, k, excluded
+        )
         seen = np.isfinite(distance)
         radius = np.where(seen, distance, 0).max(axis=1)
         radius = np.maximum(np.where(seen.any(axis=1), radius, 1.0), _NEAREST)
@@ -159,12 +170,11 @@ class Layer:
         )
         trust = np.clip(np.log(same / other), -4, 4)
         columns = np.column_stack([_against(votes, prediction), np.log(radius), trust, against])
-        return View(
-            columns, votes, log_posterior, remoteness(scaled, self._directions, k, excluded)
-        )
+        return View(columns, votes, log_posterior, remote)
 
     def _search(
         self,
+        squared: Singles,
         scaled: Singles,
         prediction: Integers,
         references: References,
@@ -173,19 +183,29 @@ class Layer:
     ) -> tuple[Integers, Floats, Floats, Floats]:
         """Find the nearest references of all, of the predicted class and of the others.
 
+        Args:
+            squared: The product of `scaled` and the points, (n, m); overwritten.
+            scaled: Scaled features, (n, d).
+            prediction: Predicted class, (n,).
+            references: Labels of the points.
+            k: How many of all.
+            excluded: References that each unit must not see, (n, m).
+
         Returns:
             The k nearest, (n, k); their distances, (n, k); the distances to the predicted class
             and to any other, (n,). Infinite where there is none.
         """
-        squared = self._squares - 2 * (scaled @ self.points.T)
+        squared *= -2
+        squared += self._squares
         if excluded is not None:
             squared[excluded] = np.inf
         some = min(k + _SPARE, len(self.points))
         near = np.argpartition(squared, some - 1, axis=1)[:, :some]
         near.sort(axis=1)
         agrees = references.labels == prediction[:, None]
-        same = np.where(agrees, squared, np.inf).argmin(axis=1)
-        other = np.where(agrees, np.inf, squared).argmin(axis=1)
+        far = np.float32(np.inf)
+        same = np.where(agrees, squared, far).argmin(axis=1)
+        other = np.where(agrees, far, squared).argmin(axis=1)
         near = np.column_stack([near, same, other])
         rows = np.arange(len(scaled))[:, None]
         difference = self.points[near] - scaled[:, None, :]
@@ -199,30 +219,32 @@ class Layer:
 
 
 def remoteness(
-    scaled: Singles, directions: Singles, k: int, excluded: NDArray[np.bool_] | None
+    closeness: Singles, scaled: Singles, k: int, excluded: NDArray[np.bool_] | None
 ) -> Floats:
     """Return the log distance by angle of units to the k-th nearest reference.
 
     Args:
-        scaled: Scaled features, shape (n, d).
-        directions: Those of the references, normalised, shape (m, d).
+        closeness: Product of units and references, the latter at length 1, shape (n, m);
+            overwritten.
+        scaled: The units, shape (n, d).
         k: At most m.
         excluded: References that each unit must not see, shape (n, m).
     """
     # Angles, not lengths: a unit of a sort that was evaluated is then near its like even
     # where the model responds to it more weakly.
-    closeness = normalised(scaled) @ directions.T
     if excluded is not None:
         closeness[excluded] = -np.inf
-    kth = -np.partition(-closeness, k - 1, axis=1)[:, k - 1].astype(np.float64)
+    at = closeness.shape[1] - k
+    closeness.partition(at, axis=1)
+    kth = closeness[:, at].astype(np.float64) / lengths(scaled)
     distance: Floats = 0.5 * np.log(np.maximum(2 - 2 * np.maximum(kth, -1.0), _NEAREST**2))
     return distance
 
 
-def normalised(points: Singles) -> Singles:
-    """Return points (n, d) at length 1, or 0."""
-    length: Singles = np.maximum(np.sqrt(_squared(points)), np.float32(1e-6))
-    return points / length[:, None]
+def lengths(points: Singles) -> Singles:
+    """Return the lengths of points (n, d), tiny ones taken as 1e-6."""
+    found: Singles = np.maximum(np.sqrt(_squared(points)), np.float32(1e-6))
+    return found
 
 
 def _squared(points: Singles) -> Singles:

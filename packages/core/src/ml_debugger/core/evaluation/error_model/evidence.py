@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.core.evaluation import head, layer
-from ml_debugger.core.evaluation.discriminant import Discriminant
-from ml_debugger.core.evaluation.layer import Layer, References, View
-from ml_debugger.core.evaluation.scaling import (
+from ml_debugger.core.evaluation.error_model import head, layer
+from ml_debugger.core.evaluation.error_model.discriminant import Discriminant
+from ml_debugger.core.evaluation.error_model.layer import Layer, References, View
+from ml_debugger.core.evaluation.error_model.scaling import (
     Array,
     Floats,
     Integers,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ml_debugger.core.evaluation.marks import score_name
+from ml_debugger.core.evaluation.report_page.marks import score_name
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result

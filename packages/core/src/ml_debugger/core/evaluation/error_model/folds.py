@@ -8,7 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ml_debugger.core.evaluation.scaling import Array, Floats, Integers, chunks, singles, slices
+from ml_debugger.core.evaluation.error_model.scaling import (
+    Array,
+    Floats,
+    Integers,
+    chunks,
+    singles,
+    slices,
+)
 
 FOLDS = 5
 

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_debugger.core.evaluation.scaling import Array, Floats, Integers, log_softmax
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers, log_softmax
 
 #: The evidence of a class vector; "larger means more likely wrong", as everywhere.
 COLUMNS = ("max_softmax", "margin", "entropy")

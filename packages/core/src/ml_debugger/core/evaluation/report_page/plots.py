@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go  # noqa: TID253  # this module is only imported to draw
 
-from ml_debugger.core.evaluation.marks import MARKS, score_name
+from ml_debugger.core.evaluation.report_page.marks import MARKS, score_name
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.folder import Curve

@@ -13,8 +13,8 @@ import numpy as np
 import plotly.graph_objects as go  # noqa: TID253  # this module is only imported to draw
 from numpy.typing import NDArray
 
-from ml_debugger.core.evaluation.marks import MARKS
-from ml_debugger.core.evaluation.plots import INK, styled
+from ml_debugger.core.evaluation.report_page.marks import MARKS
+from ml_debugger.core.evaluation.report_page.plots import INK, styled
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.zones import ZoneRules

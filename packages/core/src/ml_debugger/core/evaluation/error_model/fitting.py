@@ -8,17 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import InputError, NothingToEvaluateError
-from ml_debugger.core.evaluation.discriminant import Discriminant, Moments
-from ml_debugger.core.evaluation.evidence import Evidence, Observations, Sources, finite_rows
-from ml_debugger.core.evaluation.folds import (
+from ml_debugger.core.evaluation.error_model.discriminant import Discriminant, Moments
+from ml_debugger.core.evaluation.error_model.evidence import (
+    Evidence,
+    Observations,
+    Sources,
+    finite_rows,
+)
+from ml_debugger.core.evaluation.error_model.folds import (
     FOLDS,
     assign_folds,
     canonical_order,
     choose_references,
 )
-from ml_debugger.core.evaluation.head import Head, fit_temperature
-from ml_debugger.core.evaluation.layer import Layer, References
-from ml_debugger.core.evaluation.scaling import Array, Floats, Integers, Scaling, log_softmax
+from ml_debugger.core.evaluation.error_model.head import Head, fit_temperature
+from ml_debugger.core.evaluation.error_model.layer import Layer, References
+from ml_debugger.core.evaluation.error_model.scaling import (
+    Array,
+    Floats,
+    Integers,
+    Scaling,
+    log_softmax,
+)
 
 _FEW = 5
 _MOST_CLASSES = 10_000

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_debugger.core.evaluation.scaling import (
+from ml_debugger.core.evaluation.error_model.scaling import (
     Array,
     Floats,
     Integers,
