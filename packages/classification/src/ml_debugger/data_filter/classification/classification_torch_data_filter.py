@@ -37,7 +37,32 @@ class ClassificationTorchDataFilter(CommonDataFilter, ClassificationTorchTracer)
         *,
         home: str | PathLike[str] | None = None,
     ) -> None:
-        """Attach to a model; see `ml_debugger.data_filter.CommonDataFilter`."""
+        """Attach to a model, and to an evaluation of it.
+
+        Args:
+            model: The model to run.
+            model_name: As it was traced.
+            version_name: As it was traced.
+            result_name: An evaluation of this version; needed for whatever depends on error
+                probability or zone.
+            n_epoch: The epoch that records belong to; 'latest' is the result's, or else the one
+                traced last.
+            filter_config: What calls flag, as in `{"target_zones": ["hotspot"]}`; None flags
+                nothing.
+            target_layers: Layers to record, by alias; None takes those of the result.
+            additional_fields: Columns to add to every record.
+            auto_sync: Upload in the background, when a service is configured.
+            force_table_recreate: Drop this version's records first, traced ones included.
+            api_endpoint: The service; `MLD_API_ENDPOINT` if None, and no service if neither.
+            api_key: The service's key; `MLD_API_KEY` if None.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+
+        Raises:
+            InputError: An argument does not fit.
+            StrategyError: (a ValueError) `filter_config` does not fit.
+            ResultNotFoundError: No such result.
+            ArchitectureMismatchError: The result belongs to another model.
+        """
         super().__init__(
             model,
             model_name,

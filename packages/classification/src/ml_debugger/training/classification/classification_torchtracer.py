@@ -34,7 +34,31 @@ class ClassificationTrainingTorchTracer(TrainingTracer, ClassificationTorchTrace
         *,
         home: str | PathLike[str] | None = None,
     ) -> None:
-        """Attach to a model; see `ml_debugger.core.tracer.Tracer`."""
+        """Attach to a model and open its records.
+
+        Under `torch.distributed`, construct it on every rank: they agree on one run.
+
+        Args:
+            model: The model to trace, on any device.
+            model_name: Stands for an architecture, which is recorded on first use.
+            version_name: Stands for training conditions and data.
+            target_layers: Layers to record, by alias; see `ml_debugger.core.layers`. None picks
+                the classifier's input and up to two earlier stages.
+            additional_fields: Columns to add to every record.
+            additional_label_fields: Columns to add to the ground truth.
+            auto_sync: Upload in the background, when a service is configured.
+            force_table_recreate: Drop this version's records first.
+            api_endpoint: The service; `MLD_API_ENDPOINT` if None, and no service if neither.
+            api_key: The service's key; `MLD_API_KEY` if None.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+
+        Raises:
+            InputError: An argument does not fit.
+            LayerNotFoundError: A layer's path leads nowhere.
+            ArchitectureMismatchError: The model name belongs to another architecture.
+            UnsupportedModelError: The model cannot be traced.
+            StoreError: The store cannot be opened.
+        """
         super().__init__(
             model,
             model_name,
