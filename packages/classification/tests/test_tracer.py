@@ -314,6 +314,8 @@ def test_closing_twice_is_fine_and_leaves_the_model_alone(tmp_path: Path) -> Non
     t = tracer(tmp_path)
     t.close()
     t.close()
+    with pytest.raises(InputError, match="of Sequential as net/v1> is closed"):
+        t(X, Y, range(10))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in t.model.modules())
 
 

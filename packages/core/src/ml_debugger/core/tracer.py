@@ -93,6 +93,7 @@ class Tracer(ABC):
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
+        self._closed = False
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
@@ -197,6 +198,7 @@ class Tracer(ABC):
 
     def close(self) -> None:
         """Flush, take our hooks off the model and release the store. Safe to call twice."""
+        self._closed = True
         self._capture.close()
         try:
             self._writer.stop()
@@ -208,6 +210,9 @@ class Tracer(ABC):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {type(self.model).__name__} as {self.version}>"
 
     # The steps
 
@@ -269,6 +274,8 @@ class Tracer(ABC):
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Check all that can be checked before the model runs."""
+        if self._closed:
+            raise InputError(f"{self!r} is closed; make another, or call the model itself")
         given = dict(kwargs)
         ids = as_input_ids(input_ids, inputs)
         labels = {} if ground_truth is None else self._label_fields.take(given, len(ids))
