@@ -145,7 +145,10 @@ SHAPES = {
         images(64),
         {"map": "layer2", "last": "fc:input"},
     ),
-    "compiled": Shape(linear, flat, wrap=lambda m: torch.compile(m, backend="aot_eager")),
+    "compiled": Shape(linear, flat, wrap=torch.compile),
+    "compiled without fusion": Shape(
+        linear, flat, wrap=lambda m: torch.compile(m, backend="aot_eager")
+    ),
     "compiled in place": Shape(
         InPlace,
         flat,
@@ -179,7 +182,7 @@ def expected(model: nn.Module, shape: Shape, x: Tensor, seed: int) -> tuple[Any,
     handles = []
     for alias, text in shape.layers.items():
         path, *side = text.split(":")
-        module = model.get_submodule(path)
+        module = getattr(model, "_orig_mod", model).get_submodule(path)
         if side:
             handles.append(
                 module.register_forward_pre_hook(
@@ -221,7 +224,7 @@ def test_recorded_equals_independent_computation(name: str, tmp_path: Path) -> N
     torch.compiler.reset()
     original = shape.build().train(shape.mode == "train")
     x = shape.inputs()
-    bare = copy.deepcopy(original)
+    bare = shape.wrap(copy.deepcopy(original))
     wanted, features = expected(bare, shape, x, seed=1)
 
     model = shape.wrap(original)
@@ -232,7 +235,8 @@ def test_recorded_equals_independent_computation(name: str, tmp_path: Path) -> N
             output = tracer(x, [0, 1, 2], ["a", "b", "c"], "val", n_epoch=3)
         random_after = torch.get_rng_state()
         tracer.flush()
-        assert [m.training for m in original.modules()] == [m.training for m in bare.modules()]
+        modes = [m.training for m in getattr(bare, "_orig_mod", bare).modules()]
+        assert [m.training for m in original.modules()] == modes
         hooked = {alias: tracer.get_hooked_features(alias) for alias in shape.layers}
 
     assert type(output) is type(wanted)
