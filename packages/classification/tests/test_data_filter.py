@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ml_debugger.core import ModelVersion, Store
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError, StrategyError
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
@@ -159,6 +160,22 @@ def test_evaluated_samples_keep_their_honest_values(home: Path) -> None:
         queried = data_filter.query(800, "high_error_proba", "val", explain=True)
     found = queried.set_index("input_id")["rank_value"]
     np.testing.assert_allclose(found.loc[own.index], own, rtol=0, atol=0)
+
+
+def test_leftovers_of_a_killed_evaluation_are_not_believed(tmp_path: Path) -> None:
+    with ClassificationTracer(network(), "net", "v1", home=tmp_path) as tracer, torch.no_grad():
+        for split in ("val", "test"):
+            tracer(VAL[:200], truth(VAL[:200]), range(200), split, n_epoch=0)
+    with Store(tmp_path) as store:
+        records = store.open(ModelVersion("net", "v1")).records()
+        made_up = np.full(records.units, 0.123, np.float32)
+        records.write_estimates("r", {"error_proba": made_up, "zone": np.zeros(400, np.int8)})
+    options = {"dataset_type": "val"}
+    Evaluator("net", "v1", home=tmp_path).request_evaluation(result_name="r", options=options)
+    with make(tmp_path) as data_filter:
+        for split in ("val", "test"):
+            found = data_filter.query(200, "high_error_proba", split, explain=True)
+            assert found["rank_value"].nunique() > 50
 
 
 def test_a_query_sees_what_other_processes_recorded(pool: Any, home: Path) -> None:

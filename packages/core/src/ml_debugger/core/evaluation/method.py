@@ -104,7 +104,7 @@ def evaluate(
 def save(
     store: Store, manifest: saved.Manifest, estimated: Estimated, units: LabelledUnits
 ) -> Result:
-    """Write a result's folder, enter it in the catalogue, and keep its estimates with the records.
+    """Write a result's folder, keep its estimates with the records, and enter it in the catalogue.
 
     The estimates of the evaluated units were made without their own labels, which a later look
     at the same records could not repeat, so queries find them there.
@@ -119,18 +119,8 @@ def save(
         shutil.rmtree(place)
     with saved.being_written(place) as draft:
         saved.write(draft, manifest, estimated.model.arrays(), units_table(units, estimated))
-    entered = False
     try:
-        store.add_result(
-            name=name,
-            version=ModelVersion(manifest.model_name, manifest.version_name),
-            method=manifest.method_name,
-            n_epoch=manifest.n_epoch,
-            options=manifest.options,
-            created_at=manifest.created_at,
-            completed_at=manifest.completed_at,
-        )
-        entered = True
+        store.drop_estimates(name)  # of an evaluation that was killed before it was done
         for part in units.parts:
             rows = slice(part.start, part.stop)
             part.records.write_estimates(
@@ -142,10 +132,18 @@ def save(
                     "zone": estimated.zones[rows],
                 },
             )
+        store.add_result(  # last: a result that is listed is complete
+            name=name,
+            version=ModelVersion(manifest.model_name, manifest.version_name),
+            method=manifest.method_name,
+            n_epoch=manifest.n_epoch,
+            options=manifest.options,
+            created_at=manifest.created_at,
+            completed_at=manifest.completed_at,
+        )
     except BaseException:
-        if entered:
-            store.drop_result(name)
         shutil.rmtree(place, ignore_errors=True)
+        store.drop_estimates(name)
         raise
     return Result.load(place)
 

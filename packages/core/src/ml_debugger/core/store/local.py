@@ -209,6 +209,11 @@ class Store:
             if row is None:
                 raise ResultNotFoundError(_no_result(name, session.exec(select(ResultRow.name))))
             session.delete(row)
+        self.drop_estimates(name)
+
+    def drop_estimates(self, name: str) -> None:
+        """Forget the columns derived for a result, whether or not it was ever added."""
+        with self._catalogue.writing() as session:
             session.execute(delete(EstimateRow).where(col(EstimateRow.result) == name))
 
     def result_folder(self, name: str) -> Path:
