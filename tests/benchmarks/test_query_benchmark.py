@@ -26,7 +26,7 @@ from ml_debugger.core.selection import select
 N = 1_000_000
 
 WRITE = """
-import resource, sys, time
+import sys, time
 import numpy as np, torch
 from ml_debugger.core import Batch, ModelVersion, Store, Units
 from ml_debugger.core.writer import BatchWriter
@@ -38,7 +38,12 @@ repository = store.register(
     fields=[], label_fields=[],
 )
 run = repository.start_run("data_filter")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def peak_mib():  # of this program; ru_maxrss would begin with what its parent had used
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+before = peak_mib()
 writer = BatchWriter(lambda batches: repository.write(run, batches))
 torch.manual_seed(0)
 features, logits = torch.randn(4096, 512), torch.randn(4096, 10)
@@ -55,7 +60,7 @@ for at in range(0, n, 256):
             "feature.last": features[rows].clone()})))
 writer.stop()
 spent = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_mib()
 print(f"{n / spent:,.0f} rows/s; peak memory {peak:,.0f} MiB, {peak - before:,.0f} MiB above start")
 """
 
