@@ -20,6 +20,8 @@ HEAVY = {
     "safetensors",
     "scipy",
     "sklearn",
+    "sqlalchemy",
+    "sqlmodel",
     "timm",
     "torchvision",
     "transformers",

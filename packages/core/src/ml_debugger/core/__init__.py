@@ -1,6 +1,7 @@
 """The contracts of ml-debugger, and what task packages build on."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 # Capture
 from ml_debugger.core.capture import Activations, Capture
@@ -16,11 +17,14 @@ from ml_debugger.core.query import FilterConfig
 from ml_debugger.core.records import Array, Batch, Column, ModelVersion, TaskSchema, Units, owners
 
 # Storage
-from ml_debugger.core.store import Repository, Scope, Store
+from ml_debugger.core.store import Repository, Scope
 
 # Tasks
 from ml_debugger.core.task import CONTRACT, Task
 from ml_debugger.core.tracer import Tracer
+
+if TYPE_CHECKING:
+    from ml_debugger.core.store import Store
 
 __version__ = version("ml-debugger-core")
 
@@ -45,3 +49,12 @@ __all__ = [
     "__version__",
     "owners",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only this one brings SQLAlchemy, for which importing a tracer need not wait.
+    if name == "Store":
+        from ml_debugger.core.store import Store
+
+        return Store
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

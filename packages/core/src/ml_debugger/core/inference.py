@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ml_debugger.core import store
 from ml_debugger.core.epochs import resolve_epoch
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
 from ml_debugger.core.layers import architecture_hash, architecture_of, unwrap
 from ml_debugger.core.pool import StoredPool, open_pool
-from ml_debugger.core.store import Scope, Store
+from ml_debugger.core.store import Scope
 from ml_debugger.core.sync import upload
 from ml_debugger.core.tracer import Tracer
 
@@ -144,12 +145,9 @@ def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":
 
     if not isinstance(result_name, str):
         raise InputError(f"result_name must be a text, got {result_name!r}")
-    store = Store(home)
-    try:
-        store.result(result_name)  # says which results there are, if not this one
-        return Result.load(store.result_folder(result_name))
-    finally:
-        store.close()
+    with store.Store(home) as opened:
+        opened.result(result_name)  # says which results there are, if not this one
+        return Result.load(opened.result_folder(result_name))
 
 
 def _fits(result: "Result", model: Any, model_name: str, version_name: str) -> None:

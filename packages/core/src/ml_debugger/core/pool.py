@@ -9,10 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ml_debugger.core.records import Array, Batch, owners
-from ml_debugger.core.store import Records, Repository, Scope
+from ml_debugger.core.store import Repository, Scope
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
+    from ml_debugger.core.store import Records
 
 #: What a result says of each unit, beside the columns that were recorded.
 ESTIMATED = frozenset({"error_proba", "zone", "outlier", "unstable"})
@@ -51,7 +52,7 @@ class _Owned:
 class StoredPool(_Owned):
     """A split as it lies in the store."""
 
-    def __init__(self, records: Records, result: "Result | None") -> None:
+    def __init__(self, records: "Records", result: "Result | None") -> None:
         """Look at some records; `result` must have judged them."""
         super().__init__(records.counts("predicted"))
         self.records = records

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core import distributed, sync
+from ml_debugger.core import distributed, store, sync
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
 from ml_debugger.core.errors import InputError
@@ -27,7 +27,7 @@ from ml_debugger.core.inputs import (
 from ml_debugger.core.layers import architecture_of, parse_layers, unwrap
 from ml_debugger.core.records import Batch, ModelVersion, TaskSchema, Units
 from ml_debugger.core.settings import Service
-from ml_debugger.core.store import LocalRepository, Purpose, Scope, Store
+from ml_debugger.core.store import Purpose, Scope
 from ml_debugger.core.transfer import HostCopy
 from ml_debugger.core.writer import BatchWriter
 
@@ -106,7 +106,7 @@ class Tracer(ABC):
         self._layers = parse_layers(target_layers, unwrap(model))
         self._service = Service.resolve(api_endpoint, api_key)
         sync.announce(self._service, auto_sync=auto_sync)
-        self._store = Store(home)
+        self._store = store.Store(home)
         try:
             self._repository = self._register(recreate=force_table_recreate)
             self._start()
@@ -216,7 +216,7 @@ class Tracer(ABC):
 
     # The steps
 
-    def _register(self, *, recreate: bool) -> LocalRepository:
+    def _register(self, *, recreate: bool) -> "store.LocalRepository":
         return self._store.register(
             self.version,
             task=self.schema.name,

@@ -1,9 +1,8 @@
 """What a task package promises, as tests that it inherits."""
 
 import pickle
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +21,13 @@ from ml_debugger.core.store import Records, Scope, Store
 from ml_debugger.core.task import CONTRACT, Task, installed, load
 from ml_debugger.data_filter import CommonDataFilter
 from ml_debugger.monitoring import MonitoringLogger
+from ml_debugger.testing.model_state import (
+    assert_same,
+    hooks_of,
+    next_random_numbers,
+    seed_everything,
+    tensors_of,
+)
 from ml_debugger.training import TrainingTracer
 
 #: Facade, suffix of its public names, attribute of the task, and what its classes derive from.
@@ -213,14 +219,14 @@ class TaskContract(ABC):
 
             def run(given: Any) -> Any:
                 output = run_model(given)
-                seen.append((output, deepcopy([one.detach() for one in _tensors(output)])))
+                seen.append((output, deepcopy([one.detach() for one in tensors_of(output)])))
                 return output
 
             monkeypatch.setattr(tracer, "run_model", run)
             returned = tracer(model_input, ground_truth, ["a", "b"], "val")
             ((output, before),) = seen
             assert returned is output
-            _assert_same(list(_tensors(returned)), before)
+            assert_same(list(tensors_of(returned)), before)
 
     def test_model_is_untouched(self) -> None:
         """Mode, gradients, buffers and random numbers are those of the model alone.
@@ -244,21 +250,21 @@ class TaskContract(ABC):
                     if not traced:
                         tracer.close()  # its hooks are gone: the model is alone now
                     model_input, ground_truth = self.batch()
-                    _seed()
+                    seed_everything()
                     if traced:
                         output = tracer(model_input, ground_truth, ["a", "b"], "val")
                     else:
                         output = tracer.run_model(model_input)
                     assert calls == [True], "the model must run once, under the caller's gradients"
-                    random_state = _random_state()
+                    random_state = next_random_numbers()
                     modes = [module.training for module in copy.modules()]
-                    graph = [one for one in _tensors(output) if one.requires_grad]
+                    graph = [one for one in tensors_of(output) if one.requires_grad]
                     if graph:
                         sum(one.double().sum() for one in graph).backward()  # type: ignore[union-attr]
                 grads = [p.grad for p in copy.parameters() if p.grad is not None]
-                states.append(([*_tensors(output), *grads, *copy.buffers()], modes, random_state))
+                states.append(([*tensors_of(output), *grads, *copy.buffers()], modes, random_state))
             ours, alone = states
-            _assert_same(ours[0], alone[0])
+            assert_same(ours[0], alone[0])
             assert ours[1] == alone[1] == [module.training for module in model.modules()]
             assert ours[2] == alone[2], "the random state differs after a traced call"
 
@@ -269,14 +275,14 @@ class TaskContract(ABC):
         them from `activations`.
         """
         model = self.model()
-        before = _hooks(model)
+        before = hooks_of(model)
         model_input, ground_truth = self.batch()
         for _, _, slot, _ in PURPOSES:
             with self._open(slot, model) as one:
                 given = (model_input, ground_truth) if slot == "tracer" else (model_input,)
                 one(*given, input_ids=["a", "b"])
-                assert (_hooks(model) != before) == bool(one.layers)
-            assert _hooks(model) == before
+                assert (hooks_of(model) != before) == bool(one.layers)
+            assert hooks_of(model) == before
             one.close()  # a second time does nothing
 
     # What the store keeps
@@ -474,42 +480,3 @@ def _stored(*dataset_types: str) -> Records:
         )
     finally:
         store.close()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a model's output, in their order."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, Mapping):
-        parts: Any = value.values()
-    elif isinstance(value, list | tuple):
-        parts = value
-    else:
-        parts = vars(value).values() if hasattr(value, "__dict__") else ()
-    for part in parts:
-        yield from _tensors(part)
-
-
-def _assert_same(mine: Sequence[Tensor], other: Sequence[Tensor]) -> None:
-    assert len(mine) == len(other)
-    for one, two in zip(mine, other, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
-
-
-def _hooks(model: nn.Module) -> list[dict[str, list[Any]]]:
-    """List the ids of all hooks of each module; they are in attributes named so."""
-    return [
-        {name: list(kept) for name, kept in vars(module).items() if name.endswith("_hooks")}
-        for module in model.modules()
-    ]
-
-
-def _seed() -> None:
-    random.seed(7)
-    np.random.seed(7)
-    torch.manual_seed(7)
-
-
-def _random_state() -> tuple[float, ...]:
-    return random.random(), float(np.random.random()), float(torch.rand(()))

@@ -1,5 +1,7 @@
 """Step 3: keep records on this machine, durable and fast to read."""
 
+from typing import TYPE_CHECKING, Any
+
 from ml_debugger.core.store.contract import (
     EpochInfo,
     Purpose,
@@ -9,9 +11,11 @@ from ml_debugger.core.store.contract import (
     Scope,
     VersionInfo,
 )
-from ml_debugger.core.store.local import Store
-from ml_debugger.core.store.records import Records
-from ml_debugger.core.store.repository import LocalRepository
+
+if TYPE_CHECKING:
+    from ml_debugger.core.store.local import Store
+    from ml_debugger.core.store.records import Records
+    from ml_debugger.core.store.repository import LocalRepository
 
 __all__ = [
     "EpochInfo",
@@ -25,3 +29,18 @@ __all__ = [
     "Store",
     "VersionInfo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What touches the disk brings SQLAlchemy and Arrow: importing a tracer need not wait for them.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ml_debugger.core.store import local, records, repository
+
+    found = {
+        "LocalRepository": repository.LocalRepository,
+        "Records": records.Records,
+        "Store": local.Store,
+    }
+    globals().update(found)
+    return found[name]

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ml_debugger.core.records import Batch, ModelVersion
-from ml_debugger.core.store.records import Records
+
+if TYPE_CHECKING:
+    from ml_debugger.core.store.records import Records
 
 #: Why a process records.
 Purpose = Literal["training", "monitoring", "data_filter"]
@@ -119,7 +121,7 @@ class Repository(Protocol):
             InputError: A batch cannot be stored.
         """
 
-    def records(self, scope: Scope = EVERYTHING) -> Records:
+    def records(self, scope: Scope = EVERYTHING) -> "Records":
         """Return the records of a scope as they are now; empty when there are none."""
 
     def latest_epoch(self) -> int | None:
