@@ -24,24 +24,25 @@ VERSION = ModelVersion("net", "crash")
 # Imports once and then forks: starting is what would take the time, and the fork happens before
 # anything of ours is open.
 WORKER = r"""
-import os, random, signal, sys, time, traceback
+import functools, os, random, signal, sys, time, traceback
 import torch
-from ml_debugger.core.records import Batch, ModelVersion, Units
+import ml_debugger.core.store.local
+from ml_debugger.core import tracer as tracing
 from ml_debugger.core.store import Store
 from ml_debugger.core.writer import BatchWriter
+from ml_debugger.training import ClassificationTracer
 
 
 def work(home, log, seed):
     rng = random.Random(seed)
-    store = Store(home)
-    version = ModelVersion("net", "crash")
-    repository = store.register(version, task="t", architecture=["a"], layers={})
-    run = repository.start_run("training")
-    writer = BatchWriter(
-        lambda batches: repository.write(run, batches),
-        flush_rows=rng.choice([1, 50, 500]),
-        flush_seconds=rng.choice([0.001, 0.05]),
+    torch.set_num_threads(1)  # OpenMP's threads do not live through the fork
+    tracing.BatchWriter = functools.partial(
+        BatchWriter, flush_rows=rng.choice([1, 50, 500]), flush_seconds=rng.choice([0.001, 0.05])
     )
+    model = torch.nn.Sequential(torch.nn.Linear(64, 2)).eval()
+    tracer = ClassificationTracer(model, "net", "crash", {"x": "0:input"}, home=home)
+    store = Store(home)
+    run = tracer.run
     unsaved = []
     with open(log, "a") as file:
         k = 0
@@ -49,21 +50,19 @@ def work(home, log, seed):
             rows = rng.randint(1, 40)
             values = torch.arange(rows)[:, None] + torch.full((1, 64), 1000.0 * k)
             ids = [f"{run}:{k}:{row}:{rows}" for row in range(rows)]
-            columns = {"feature.x": values, "label": torch.arange(rows)}
-            writer.put(Batch(ids, "train", rng.choice([None, 0, 1]), k, Units(columns)))
+            tracer(values, torch.arange(rows), ids, "train", rng.choice([None, 0, 1]))
             unsaved.append(f"{run}:{k}:{rows}\n")
             k += 1
             time.sleep(0.002)  # keeps what has to be read back small
             if rng.random() < 0.3:
-                writer.flush()
+                tracer.wait_for_save()
                 file.write("".join(unsaved))
                 file.flush()
                 unsaved.clear()
             if rng.random() < 0.03:
-                columns = {"feature.x": torch.zeros(3000, 64), "label": torch.zeros(3000)}
-                scratch = [str(n) for n in range(3000)]
-                repository.write(run, [Batch(scratch, "train", -1, k, Units(columns))])
-                repository.delete_epoch(-1)  # gives compaction work
+                labels = torch.zeros(3000, dtype=torch.long)
+                tracer(torch.zeros(3000, 64), labels, range(3000), "train", 2)
+                tracer.drop_epoch_data(2)  # gives compaction work
                 store.compact()
 
 
@@ -128,7 +127,7 @@ def check(home, logs):
             assert records.replaced == 0
             ids = records.ids().to_pylist()
             features = records.column("predicted/feature.x")
-            labels = records.column("predicted/label")
+            labels = records.column("actual/label")
             for name, feature, label in zip(ids, features, labels, strict=True):
                 run, k, row, rows = name.split(":")
                 assert label == int(row)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,13 +45,53 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("wrapper", ["bare", "ddp"])
-def test_two_ranks(tmp_path: Path, wrapper: str) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
+FAILING = """
+import json, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from ml_debugger.core import MLDebuggerError
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.training import ClassificationTracer
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+
+
+def trace(width, **more):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, width), torch.nn.ReLU(), torch.nn.Linear(width, 4)
+    model = torch.nn.Sequential(*layers)
+    if rank == 0 and more:
+        time.sleep(1)  # the other rank would find the old version, if it did not wait
+    return ClassificationTracer(model, "net", "v1", home=folder / "home", **more)
+
+
+def outcome(act):
+    start = time.monotonic()
+    try:
+        act()
+    except MLDebuggerError as error:
+        return [f"{type(error).__name__}: {error}", time.monotonic() - start]
+    return ["", time.monotonic() - start]
+
+
+trace(8)(torch.randn(3, 6), torch.tensor([0, 1, 2]), [3 * rank, 3 * rank + 1, 3 * rank + 2])
+with trace(9, force_table_recreate=True) as tracer:
+    said = [outcome(lambda: tracer.export(folder / "nowhere" / "export.zip"))]
+    evaluator = Evaluator("net", "v1", home=folder / "home")
+    said.append(outcome(lambda: evaluator.request_evaluation()))
+print(json.dumps(said))
+dist.destroy_process_group()
+"""
+
+
+def run_ranks(script: str, tmp_path: Path, *arguments: str) -> list[Any]:
+    """Run a script on two ranks; return what each printed last."""
+    file = tmp_path / "rank.py"
+    file.write_text(script)
     ranks = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), tmp_path, wrapper],
+            [sys.executable, file, str(rank), tmp_path, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,7 +103,21 @@ def test_two_ranks(tmp_path: Path, wrapper: str) -> None:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         said.append(json.loads(out.splitlines()[-1]))
-    primary, other = said
+    return said
+
+
+def test_ranks_fail_together_and_none_waits(tmp_path: Path) -> None:
+    primary, other = run_ranks(FAILING, tmp_path)
+    for (own, _), (told, spent) in zip(primary, other, strict=True):
+        assert told == f"MLDebuggerError: rank 0 failed, and so do all: {own}"
+        assert spent < 60  # gloo would give up after half an hour
+    assert primary[0][0].startswith("InputError")
+    assert primary[1][0].startswith("NothingToEvaluateError")
+
+
+@pytest.mark.parametrize("wrapper", ["bare", "ddp"])
+def test_two_ranks(tmp_path: Path, wrapper: str) -> None:
+    primary, other = run_ranks(RANK, tmp_path, wrapper)
     assert primary["run"] == other["run"]
     assert primary["seen"] + other["seen"] == 102  # the sampler repeats one of the 101
     assert primary["exported"] == str(tmp_path / "export.zip")

@@ -1,11 +1,13 @@
 """Recording a classifier: runs, epochs, ids, fields, and code that calls the model itself."""
 
+import copy
 import gc
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from ml_debugger.core.errors import (
     SyncError,
     UnsupportedModelError,
 )
+from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
 
 
@@ -159,6 +163,58 @@ def test_attached_counts_where_there_are_no_ids(tmp_path: Path) -> None:
         for batch in X.split(4):
             t.model(batch)
     assert records(tmp_path)["ids"] == [str(i) for i in range(10)]
+
+
+def test_attached_counts_on_from_block_to_block(tmp_path: Path) -> None:
+    with tracer(tmp_path) as t, torch.no_grad():
+        for _ in range(2):
+            with t.attached(dataset_type="val"):
+                t.model(X[:2])
+        with t.attached(dataset_type="val", n_epoch=1):
+            t.model(X[:2])
+    assert records(tmp_path, n_epoch=None)["ids"] == ["0", "1", "2", "3"]
+    assert records(tmp_path, n_epoch=1)["ids"] == ["0", "1"]
+
+
+def test_attached_takes_values_of_any_sliceable_kind(tmp_path: Path) -> None:
+    fields = [{"name": "cam", "type": "int"}, {"name": "site", "type": "str"}]
+    with (
+        tracer(tmp_path, additional_fields=fields) as t,
+        torch.no_grad(),
+        t.attached(Y.numpy(), range(10), cam=np.arange(10), site="north"),
+    ):
+        t.model(X[:6])
+        t.model(X[6:])
+    found = records(tmp_path)["found"]
+    assert found.column("input/cam").to_pylist() == list(range(10))
+    assert set(found.column("input/site").to_pylist()) == {"north"}
+    assert found.column("actual/label").tolist() == Y.tolist()
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [(iter([1, 2]), "ground_truth of attached.. must have a length"), (Y[:3], "3 values for 2")],
+)
+def test_attached_finds_what_does_not_fit_before_the_model_runs(
+    tmp_path: Path, truth: Any, message: str
+) -> None:
+    with tracer(tmp_path) as t:
+        with pytest.raises(InputError, match=message), t.attached(truth, [1, 2]):
+            raise AssertionError("the block was entered")
+        assert not t.model._forward_pre_hooks
+
+
+def test_within_attached_the_tracer_itself_is_refused(tmp_path: Path) -> None:
+    with tracer(tmp_path) as t, torch.no_grad():
+        with t.attached(None, [1, 2]):
+            for act in (lambda: t(X[:2], None, [1, 2]), lambda: t.check(X[:2])):
+                with pytest.raises(InputError, match="call the model itself"):
+                    act()
+            t.model(X[:2])
+        t(X[:2], None, [3, 4])
+    with pytest.raises(InputError, match="is closed"), t.attached():
+        pass
+    assert records(tmp_path)["ids"] == ["1", "2", "3", "4"]
 
 
 def test_attached_says_when_ids_do_not_fit(tmp_path: Path) -> None:
@@ -300,6 +356,8 @@ def test_a_configured_service_is_said_to_be_out_of_reach(tmp_path: Path) -> None
 def test_an_unclosed_tracer_flushes_at_exit(tmp_path: Path) -> None:
     script = f"""
 import torch
+from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
 model = torch.nn.Linear(4, 3)
 tracer = ClassificationTracer(model, "net", "v1", home={str(tmp_path)!r})
@@ -364,3 +422,121 @@ def test_nothing_warns_in_an_ordinary_use(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         with tracer(tmp_path) as t:
             t(X, Y, range(10))
+
+
+def test_hooked_features_are_the_users_own(tmp_path: Path) -> None:
+    with tracer(tmp_path) as t, torch.no_grad():
+        t(X, Y, range(10))
+        wanted = t.get_hooked_features("penultimate").clone()
+        t.get_hooked_features("penultimate").zero_()
+    found = records(tmp_path)["found"].column("predicted/feature.penultimate")
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=0)
+
+
+def test_hooked_features_are_those_of_the_own_thread(tmp_path: Path) -> None:
+    with tracer(tmp_path) as t, torch.no_grad():
+        t(X[:2], None, range(2))
+        other = threading.Thread(target=t, args=(X[:3], None, range(3)))
+        other.start()
+        other.join()
+        assert t.get_hooked_features("penultimate").shape == (2, 8)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_traced_model_can_be_copied_and_saved(tmp_path: Path, attached: bool) -> None:
+    with tracer(tmp_path) as t, torch.no_grad():
+        t(X[:2], Y[:2], [1, 2])
+        block = t.attached(None, [3]) if attached else nullcontext()
+        with block:
+            average = copy.deepcopy(t.model)
+            torch.save(t.model, tmp_path / "model.pt")
+            average(X[:4])
+            loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+            assert torch.equal(loaded(X), average(X))
+            if attached:
+                t.model(X[:1])
+    assert records(tmp_path)["ids"] == ["1", "2", "3"][: 3 if attached else 2]
+
+
+def test_the_prediction_is_that_of_the_logits(tmp_path: Path) -> None:
+    logits = torch.tensor(
+        [[1.0, 1.0 + 1e-12, 0.0], [0.0, 1e-9, 0.0], [0.0, 0.0, float("inf")]], dtype=torch.float64
+    )
+    with ClassificationTracer(nn.Identity(), "net", "v1", {}, home=tmp_path) as t:
+        t(logits, None, range(3))
+    assert records(tmp_path)["found"].column("predicted/prediction").tolist() == [1, 1, 2]
+
+
+def test_a_layer_keeps_its_width(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with ClassificationTracer(model, "net", "v1", {"map": "0:flatten"}, home=tmp_path) as t:
+        t(torch.zeros(2, 1, 4, 4), None, [1, 2])
+        with pytest.raises(InputError, match=r"feature.map has \(32,\) .* but \(8,\) before"):
+            t(torch.zeros(2, 1, 6, 6), None, [3, 4])
+    assert records(tmp_path)["ids"] == ["1", "2"]
+
+
+def test_an_alias_stands_for_one_layer(tmp_path: Path) -> None:
+    def open_(path: str, **more: Any) -> ClassificationTracer:
+        return ClassificationTracer(network(), "net", "v1", {"f": path}, home=tmp_path, **more)
+
+    open_("0").close()
+    with open_("2:input") as t:  # nothing was recorded at the other
+        t(X, Y, range(10))
+    with pytest.raises(InputError, match="'f' of net/v1 is recorded at '2:input', not '0'"):
+        open_("0")
+    open_("0", force_table_recreate=True).close()
+    with ClassificationTracer(network(), "net", "v1", {"g": "0"}, home=tmp_path) as t:
+        t(X, Y, range(10))
+    with ClassificationTracer(network(), "net", "v1", {"h": "2"}, home=tmp_path) as t:
+        pass
+    store = Store(tmp_path)
+    assert store.open(ModelVersion("net", "v1")).layers == {"g": "0", "h": "2"}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, float("inf")], "whole class numbers"),
+        ([0.0, float("nan")], "whole class numbers"),
+        (np.array([1, 2**63 + 1], np.uint64), "fit int64"),
+        (["cat", "dog"], "number your classes"),
+        ([None, 1], "number your classes"),
+        ([[1], [2]], r"labels\[:, 0\]"),
+        ([[1, 0], [0, 1]], "argmax"),
+    ],
+)
+def test_labels_that_are_no_class_numbers(tmp_path: Path, labels: Any, message: str) -> None:
+    with tracer(tmp_path) as t, pytest.raises(InputError, match=message):
+        t(X[:2], labels, [1, 2])
+
+
+def test_a_data_filter_on_a_labelled_split_hides_no_label(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 4), torch.randint(3, (200,))
+    with tracer(tmp_path) as t, torch.no_grad():
+        t(x, y, range(200), "val", 0)
+    evaluator = Evaluator("net", "v1", home=tmp_path)
+    with ClassificationDataFilter(
+        network(),
+        "net",
+        "v1",
+        n_epoch=0,
+        filter_config={"conditions": [{"score": ">=0"}]},
+        home=tmp_path,
+    ) as chooser:
+        chooser(x, range(200), dataset_type="val")
+    result = evaluator.request_evaluation(n_epoch=0)
+    assert len(result) == 200
+    assert result.errors().shape[0] == int(result.summary().errors)
+
+
+def test_another_spelling_of_the_home_is_the_same_home(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    torch.manual_seed(0)
+    with tracer(tmp_path / "real") as t, torch.no_grad():
+        t(torch.randn(50, 4), torch.randint(3, (50,)), range(50), "val")
+        result = Evaluator("net", "v1", home=tmp_path / "link").request_evaluation()
+        assert len(result) == 50

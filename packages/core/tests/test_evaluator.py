@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ml_debugger.core import distributed
 from ml_debugger.core.errors import (
     EpochError,
     InputError,
@@ -294,24 +293,6 @@ def test_an_endpoint_is_refused_rather_than_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("MLD_API_ENDPOINT", "https://there")
     with pytest.raises(ConnectionError, match="on this machine only"):
         Evaluator("net", "v1", home=tmp_path)
-
-
-def test_only_the_primary_rank_evaluates(recorder, evaluator, monkeypatch):
-    recorder()
-    waited = []
-    monkeypatch.setattr(distributed, "barrier", lambda: waited.append(None))
-    monkeypatch.setattr(distributed, "is_primary", lambda: False)
-    assert evaluator.request_evaluation() is None
-    assert len(waited) == 2
-    assert evaluator.list_results(n_epoch="all").empty
-
-
-def test_other_ranks_do_not_wait_for_ever_when_the_primary_fails(evaluator, monkeypatch):
-    waited = []
-    monkeypatch.setattr(distributed, "barrier", lambda: waited.append(None))
-    with pytest.raises(NothingToEvaluateError):
-        evaluator.request_evaluation()
-    assert len(waited) == 2
 
 
 def test_class_names_fit_the_classes(recorder, evaluator):

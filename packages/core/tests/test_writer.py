@@ -11,7 +11,7 @@ import torch
 
 from ml_debugger.core import writer as module
 from ml_debugger.core.errors import InputError, StoreError
-from ml_debugger.core.records import Batch, Units
+from ml_debugger.core.records import Batch, ModelVersion, Units
 from ml_debugger.core.store import Store
 from ml_debugger.core.writer import BatchWriter, flush_all
 
@@ -276,6 +276,41 @@ def test_flush_all_reaches_the_writers_of_a_home(disk, tmp_path):
     assert other.names == ["b"]
     writer.stop()
     another.stop()
+
+
+def test_flush_all_leaves_the_writers_of_other_versions_alone(disk, tmp_path):
+    broken = Disk()
+    broken.problem = ValueError("cannot be stored")
+    mine, other = ModelVersion("net", "v1"), ModelVersion("net", "v2")
+    with BatchWriter(disk, flush_seconds=1000, home=tmp_path, version=mine) as writer:
+        another = BatchWriter(broken, flush_seconds=1000, home=tmp_path, version=other)
+        writer.put(batch("a"))
+        another.put(batch("b"))
+        flush_all(tmp_path, mine)
+        assert disk.names == ["a"]
+        with pytest.raises(StoreError, match="cannot be stored"):
+            flush_all(tmp_path, other)
+    another.discard()
+    another.stop()
+
+
+def test_what_is_discarded_is_forgotten_and_writing_goes_on(disk):
+    writer = BatchWriter(disk, flush_seconds=1000)
+    disk.problem = ValueError("cannot be stored")
+    writer.put(batch("a"))
+    with pytest.raises(StoreError):
+        writer.flush()
+    writer.discard()
+    assert writer.pending == 0
+    disk.problem = None
+    writer.put(batch("b"))
+    writer.stop()
+    assert disk.names == ["b"]
+
+
+def test_ids_and_text_count_as_memory():
+    long = Batch(["x" * 4000] * 10, "val", None, 0, Units({}), fields={"note": ["y" * 9000] * 10})
+    assert long.nbytes >= 130_000
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -70,7 +70,7 @@ def test_borders_are_the_best_by_brute_force(evaluated, rules):
     low = border(rules, Zone.STABLE_COVERAGE, "score")
     assert low == pytest.approx(np.quantile(right, 0.1))
 
-    proven = [
+    kept = [
         t
         for t in np.unique(p)
         if t < hot
@@ -78,7 +78,7 @@ def test_borders_are_the_best_by_brute_force(evaluated, rules):
         / (((p <= t) & (score >= low)).sum() + 1)
         <= 0.01
     ]
-    assert border(rules, Zone.STABLE_COVERAGE, end=1) == pytest.approx(max(proven))
+    assert border(rules, Zone.STABLE_COVERAGE, end=1) == pytest.approx(max(kept))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_no_stable_zone_is_said():
     p = rng.uniform(0.1, 0.4, 500)
     rules = ZoneRules.fit(estimates(p), rng.random(500), rng.random(500) < p)
     assert all(rule.zone != Zone.STABLE_COVERAGE for rule in rules.rules)
-    assert rules.notes[0].startswith("no region certified at 0.01")
+    assert rules.notes[0].startswith("no region keeps to an error rate of 0.01")
 
 
 def test_few_units_cannot_prove_a_small_risk():
     rules = ZoneRules.fit(estimates(np.full(150, 0.01)), np.full(150, 0.9), np.zeros(150, bool))
     assert border(rules, Zone.STABLE_COVERAGE, end=1) == pytest.approx(0.01)
-    assert "certified at 0.02" in rules.notes[0]
+    assert "keeps to 0.02" in rules.notes[0]
     tiny = ZoneRules.fit(estimates(np.full(10, 0.01)), np.full(10, 0.9), np.zeros(10, bool))
     assert all(rule.zone != Zone.STABLE_COVERAGE for rule in tiny.rules)
 

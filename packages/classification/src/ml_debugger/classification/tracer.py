@@ -28,7 +28,7 @@ class ClassificationTorchTracer(Tracer):
             for alias in activations
         }
         # the softmax of half precision logits is taken in float32
-        score, prediction = logits.float().softmax(1).max(1)
+        score, prediction = logits.float().softmax(1).amax(1), logits.argmax(1)
         finite = _finite(logits)
         for values in features.values():
             finite &= _finite(values)
@@ -48,7 +48,12 @@ class ClassificationTorchTracer(Tracer):
         if labels.ndim != 1:
             raise InputError(
                 f"ground_truth must be one class number an input, got shape "
-                f"{tuple(labels.shape)}; for one-hot or soft labels pass their argmax"
+                f"{tuple(labels.shape)}; "
+                + (
+                    "pass labels[:, 0]"
+                    if labels.ndim == 2 and labels.shape[1] == 1
+                    else "for one-hot or soft labels pass their argmax"
+                )
             )
         if inputs is not None and len(labels) != inputs:
             raise InputError(f"{len(labels)} labels for {inputs} inputs; give one an input")
@@ -114,20 +119,33 @@ def _labels(ground_truth: Any) -> Tensor:
         labels = ground_truth.detach()
     else:
         try:
-            labels = torch.from_numpy(np.atleast_1d(np.asarray(ground_truth)))
-        except (TypeError, ValueError) as error:
+            given = np.atleast_1d(np.asarray(ground_truth))
+        except (TypeError, ValueError) as error:  # rows of different lengths, or a CUDA tensor
             raise InputError(
                 f"ground_truth must be class numbers, got {type(ground_truth).__name__}: {error}"
             ) from None
+        if given.dtype.kind not in "biufc":
+            raise InputError(
+                f"ground_truth must be class numbers, got {given.dtype} "
+                f"{given.ravel()[:4].tolist()}; number your classes from 0 (option class_names "
+                "gives them names), and use -1 for none of them"
+            )
+        labels = torch.from_numpy(given)
     if labels.ndim == 0:
         labels = labels[None]
     if labels.is_complex():
         raise InputError("ground_truth must be class numbers, got complex numbers")
     if labels.is_floating_point() and labels.ndim == 1:
-        if labels.device.type != "cpu" or not bool((labels == labels.floor()).all()):
+        # compared in double: only there is the range of whole numbers exact
+        whole = labels.device.type == "cpu" and bool(
+            ((labels.double() == labels.double().floor()) & (labels.double().abs() < 2**53)).all()
+        )
+        if not whole:
             raise InputError(
                 f"ground_truth must be whole class numbers, got {labels.dtype} "
                 f"{labels[:4].tolist()}; pass integers"
             )
         labels = labels.long()
+    if labels.dtype is torch.uint64:
+        raise InputError("ground_truth must be class numbers that fit int64, got uint64")
     return labels

@@ -118,7 +118,7 @@ class Capture:
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         """Attach a hook to each layer, on the module below any compilation or DDP wrapper."""
         self.layers = dict(layers)
-        self.latest = Activations()
+        self._newest = Activations()
         self._passes = threading.local()
         self._handles: list[Any] = []
         inner = unwrap(model)
@@ -126,11 +126,17 @@ class Capture:
             module = inner.get_submodule(layer.path)
             if layer.side == "input":
                 hook = module.register_forward_pre_hook(
-                    self._input_keeper(alias, layer), with_kwargs=True
+                    Hook(self._input_keeper(alias, layer)), with_kwargs=True
                 )
             else:
-                hook = module.register_forward_hook(self._output_keeper(alias, layer))
+                hook = module.register_forward_hook(Hook(self._output_keeper(alias, layer)))
             self._handles.append(hook)
+
+    @property
+    def latest(self) -> Activations:
+        """The activations of the pass that ended last in this thread, or else in any."""
+        found: Activations = getattr(self._passes, "ended", self._newest)
+        return found
 
     def begin(self) -> Activations:
         """Start keeping what the layers produce in this thread; `end` or `abandon` must follow."""
@@ -147,7 +153,7 @@ class Capture:
         self.abandon(activations)
         activations.finish(self.layers)
         activations.require(self.layers)
-        self.latest = activations
+        self._passes.ended = self._newest = activations
 
     def abandon(self, activations: Activations) -> None:
         """Stop keeping, whatever was or was not captured."""
@@ -195,6 +201,28 @@ class Capture:
                 activations.keep(alias, layer, _tensor_of(given, alias, layer))
 
         return keep
+
+
+class Hook:
+    """A forward hook of ours that belongs to one model, and not to copies of it.
+
+    A traced model can be copied and saved as if nobody looked: in a copy or a file, this does
+    nothing.
+    """
+
+    def __init__(self, act: Callable[..., None] | None = None) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> None:
+        """Do what is to be done at this module."""
+        if self._act is not None:
+            self._act(*args)
+
+    def __deepcopy__(self, _memo: object) -> "Hook":
+        return Hook()
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
+        return Hook, ()
 
 
 def _tensor_of(value: Any, alias: str, layer: Layer) -> Tensor:

@@ -3,7 +3,10 @@
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +39,11 @@ _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
 }
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(.*?)\s*", re.DOTALL)
+_IN = re.compile(r"(not\s+in|in)(?:\s*\((.*)\)|\s*\[(.*)\]|\s+(.*))", re.I | re.DOTALL)
+_ITEM = re.compile(r"""\s*(?:'([^']*)'\s*|"([^"]*)"\s*|([^,]*))(?:,|\Z)""")
+_BETWEEN = re.compile(r"between\s+(.+?)\s+and\s+(.+)", re.I | re.DOTALL)
 _OPERATORS = ", ".join([*_COMPARE, "in", "not in", "between", "is null", "not null"])
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Validation(NamedTuple):
@@ -104,10 +111,19 @@ class Condition(NamedTuple):
     def read(cls, column: str, given: Any) -> Self:
         """Read `">=0.8"`, `"in a, b"`, `"between 0.2 and 0.4"`, `"is null"`, a list or a value.
 
+        None is `is null`. Values with a comma in them are quoted: `"in 'a, b', c"`.
+
         Raises:
-            StrategyError: No operator can be recognised.
+            StrategyError: No operator can be recognised, or a range is the wrong way round.
         """
+        if given is None:
+            return cls(column, "is null", ())
         if isinstance(given, list | tuple | set):
+            if any(one is None for one in given):
+                raise StrategyError(
+                    f"condition on {column!r}: None is no value to be in; "
+                    f"add a condition of its own, {{{column!r}: None}}"
+                )
             return cls(column, "in", tuple(given))
         if not isinstance(given, str):
             return cls(column, "==", (given,))
@@ -121,11 +137,15 @@ class Condition(NamedTuple):
         lower = text.lower()
         if lower in ("is null", "not null", "is not null"):
             return cls(column, "is null" if lower == "is null" else "not null", ())
-        if match := re.fullmatch(r"(not\s+in|in)\s+[\[(]?(.*?)[\])]?", text, re.I | re.DOTALL):
-            values = tuple(_unquoted(part) for part in match[2].split(","))
+        if match := _IN.fullmatch(text):
+            values = _items(next(part for part in match.groups()[1:] if part is not None))
             return cls(column, "in" if match[1].lower() == "in" else "not in", values)
-        if match := re.fullmatch(r"between\s+(.+?)\s+and\s+(.+)", text, re.I):
-            return cls(column, "between", (match[1], match[2]))
+        if match := _BETWEEN.fullmatch(text):
+            low, high = _unquoted(match[1]), _unquoted(match[2])
+            numbers = _number(low), _number(high)
+            if numbers[0] is not None and numbers[1] is not None and numbers[0] > numbers[1]:
+                raise cls(column, "between", (low, high))._reversed()  # noqa: SLF001  our own
+            return cls(column, "between", (low, high))
         raise StrategyError(
             f"condition on {column!r}: {_short(given)} does not begin with an operator; "
             f"use one of {_OPERATORS}, as in '>=0.8'"
@@ -137,66 +157,146 @@ class Condition(NamedTuple):
         Raises:
             StrategyError: A value cannot be compared with this column.
         """
-        if isinstance(values, pa.Array | pa.ChunkedArray):
-            return self._arrow_mask(values)
-        null = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
-        if self.op in ("is null", "not null"):
-            return np.asarray(null if self.op == "is null" else ~null)
-        wanted = [self._cast(value, values.dtype.kind) for value in self.values]
-        if self.op in ("in", "not in"):
-            inside = np.isin(values, np.array(wanted).astype(values.dtype)) & ~null
-            return np.asarray(inside if self.op == "in" else ~inside & ~null)
-        if self.op == "between":
-            return np.asarray((values >= wanted[0]) & (values <= wanted[1]))
-        return np.asarray(_COMPARE[self.op](values, wanted[0]) & ~null)
-
-    def _arrow_mask(self, values: Any) -> NDArray[np.bool_]:
         if isinstance(values, pa.DictionaryArray):  # compare each of the few values once
-            found = self._arrow_mask(values.dictionary)[values.indices.fill_null(0).to_numpy()]
             null = np.asarray(values.is_null())
-            return np.asarray(null if self.op == "is null" else found & ~null)
+            if self.op in ("is null", "not null"):
+                return null if self.op == "is null" else ~null
+            found = self.mask(values.dictionary)[values.indices.fill_null(0).to_numpy()]
+            return np.asarray(found & ~null)
+        plain, null, kind = self._parts(values)
         if self.op in ("is null", "not null"):
-            found = pc.is_null(values) if self.op == "is null" else pc.is_valid(values)
-            return np.asarray(found)
-        try:
-            wanted = pa.array(
-                [str(v) if pa.types.is_string(values.type) else v for v in self.values]
-            )
-            wanted = wanted.cast(values.type)
-            if self.op in ("in", "not in"):
-                inside = pc.is_in(values, value_set=wanted)
-                found = inside if self.op == "in" else pc.invert(inside)
-            elif self.op == "between":
-                found = pc.and_(
-                    pc.greater_equal(values, wanted[0]), pc.less_equal(values, wanted[1])
-                )
-            else:
-                names = {">=": "greater_equal", "<=": "less_equal", "==": "equal"}
-                names |= {"!=": "not_equal", ">": "greater", "<": "less"}
-                found = pc.call_function(names[self.op], [values, wanted[0]])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            raise StrategyError(
-                f"condition on {self.column!r}: {_short(self.values)} cannot be compared with a "
-                f"{values.type} column"
-            ) from None
-        found = pc.and_(pc.fill_null(found, False), pc.is_valid(values))
-        return np.asarray(found)
+            return null if self.op == "is null" else ~null
+        wanted = [self._read(value, kind) for value in self.values]
+        if self.op in ("in", "not in"):
+            found = _inside(plain, wanted, kind)
+            found = found if self.op == "in" else ~found
+        elif self.op == "between":
+            if wanted[0] > wanted[1]:
+                raise self._reversed()
+            found = _compare(">=", plain, wanted[0], kind) & _compare("<=", plain, wanted[1], kind)
+        else:
+            found = _compare(self.op, plain, wanted[0], kind)
+        return np.asarray(found & ~null)
 
-    def _cast(self, value: Any, kind: str) -> Any:
+    def _parts(self, values: Any) -> tuple[Any, NDArray[np.bool_], "_Kind"]:
+        """Return values to compare (NumPy, or Arrow for text), where they are null, and what."""
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            null, type_ = np.asarray(values.is_null()), values.type
+            if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+                return values, null, _TEXT
+            if pa.types.is_timestamp(type_):
+                return np.asarray(pc.fill_null(values.cast(pa.int64()), 0)), null, _TIME
+            if pa.types.is_boolean(type_):
+                return np.asarray(pc.fill_null(values, False)), null, _TRUTH
+            if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+                raise StrategyError(
+                    f"condition on {self.column!r}: {_short(self.values)} cannot be compared with "
+                    f"a {type_} column"
+                )
+            values = np.asarray(pc.fill_null(values, 0))
+        else:
+            null = np.zeros(len(values), bool)
+        if values.dtype.kind == "f":
+            return values, null | np.isnan(values), _REAL
+        return values, null, _TRUTH if values.dtype.kind == "b" else _WHOLE
+
+    def _read(self, value: Any, kind: "_Kind") -> Any:
         try:
-            if kind == "b":
-                if isinstance(value, bool | np.bool_):
-                    return bool(value)
-                return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
-            number = float(value)
-        except (TypeError, ValueError, KeyError):
-            number = np.nan
-        if np.isnan(number):
-            what = "true or false" if kind == "b" else "a number"
+            return kind.read(value)
+        except (TypeError, ValueError, ArithmeticError, KeyError):
             raise StrategyError(
-                f"condition on {self.column!r}: expected {what}, got {_short(value)}"
-            )
-        return int(number) if kind in "iu" and number.is_integer() else number
+                f"condition on {self.column!r}: expected {kind.expected}, got {_short(value)}"
+            ) from None
+
+    def _reversed(self) -> StrategyError:
+        low, high = self.values
+        return StrategyError(
+            f"condition on {self.column!r}: nothing lies between {low} and {high}; "
+            f"write 'between {high} and {low}'"
+        )
+
+
+class _Kind(NamedTuple):
+    """What a column holds, and how a condition's value is read to be compared with it."""
+
+    expected: str
+    read: Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    text.encode()  # half a surrogate is equal to nothing that can be stored
+    return text
+
+
+def _truth(value: Any) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+
+
+def _real(value: Any) -> float:
+    number = float(value)
+    if np.isnan(number):
+        raise ValueError("not a number")
+    return number
+
+
+def _whole(value: Any) -> Decimal:
+    """Read a number to compare with whole ones, exactly: a float would round beyond 2**53."""
+    if isinstance(value, int | np.integer):
+        return Decimal(int(value))
+    number = _real(value)
+    return Decimal(value if isinstance(value, str) and np.isfinite(number) else number)
+
+
+def _time(value: Any) -> Decimal:
+    """Read a date, UTC if it does not say where, as microseconds since 1970."""
+    if isinstance(value, np.datetime64):
+        value = str(value)
+    at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
+    return Decimal((at - _EPOCH) // timedelta(microseconds=1))
+
+
+_TEXT = _Kind("valid Unicode text", _text)
+_TRUTH = _Kind("true or false", _truth)
+_REAL = _Kind("a number", _real)
+_WHOLE = _Kind("a number", _whole)
+_TIME = _Kind("an ISO 8601 date", _time)
+
+
+def _compare(op: str, values: Any, wanted: Any, kind: _Kind) -> Any:
+    if kind is _TEXT:
+        names = {">=": "greater_equal", "<=": "less_equal", "==": "equal"}
+        names |= {"!=": "not_equal", ">": "greater", "<": "less"}
+        found = pc.call_function(names[op], [values, pa.scalar(wanted, values.type)])
+        return np.asarray(pc.fill_null(found, False))
+    if kind is _WHOLE or kind is _TIME:
+        return _compare_whole(op, values, wanted)
+    return _COMPARE[op](values, wanted)
+
+
+def _compare_whole(op: str, values: NDArray[Any], wanted: Decimal) -> NDArray[np.bool_]:
+    if op in ("==", "!="):
+        return _inside(values, [wanted], _WHOLE) ^ (op == "!=")
+    # the whole number that sets the same border
+    up = op in (">=", "<")
+    border = wanted.to_integral_value(ROUND_CEILING if up else ROUND_FLOOR)
+    limits = np.iinfo(values.dtype)
+    if border > limits.max:
+        return np.full(len(values), op in ("<", "<="))
+    if border < limits.min:
+        return np.full(len(values), op in (">", ">="))
+    return np.asarray(_COMPARE[op](values, int(border)))
+
+
+def _inside(values: Any, wanted: Sequence[Any], kind: _Kind) -> NDArray[np.bool_]:
+    if kind is _TEXT:
+        return np.asarray(pc.is_in(values, value_set=pa.array(wanted, values.type)))
+    if kind is _WHOLE or kind is _TIME:
+        limits = np.iinfo(values.dtype)
+        inside = [one for one in wanted if limits.min <= one <= limits.max]
+        wanted = [int(one) for one in inside if one == one.to_integral_value()]
+    return np.isin(values, np.array(wanted, values.dtype))
 
 
 class FilterConfig(Config):
@@ -220,7 +320,9 @@ class FilterConfig(Config):
             if not one:
                 raise ValueError("an empty condition would match everything; leave it out")
             for column, given in one.items():
-                Condition.read(column, given)
+                condition = Condition.read(column, given)
+                if column == "zone":
+                    _check_zones(condition.values)
         return self
 
     @property
@@ -241,24 +343,35 @@ class FilterConfig(Config):
         found: list[NDArray[np.bool_]] = []
         if self.target_zones:
             found.append(Condition("zone", "in", tuple(self.target_zones)).mask(columns("zone")))
-        for one in self.conditions or ():
-            masks = [Condition.read(name, given).mask(columns(name)) for name, given in one.items()]
-            found.append(np.logical_and.reduce(masks))
+        found += [self._holds(one, columns) for one in self.conditions or ()]
         return np.asarray(np.logical_or.reduce(found))
 
-    def describe(self, columns: Columns, row: int) -> str:
-        """Say why a row was picked."""
-        reasons = []
+    def describe(self, columns: Columns) -> list[str]:
+        """Say why each row was picked; empty where it was not.
+
+        Args:
+            columns: As for `matches`.
+        """
+        found: list[tuple[list[str], NDArray[np.bool_]]] = []
         if self.target_zones:
-            zone = str(columns("zone")[row])
-            if zone in self.target_zones:
-                reasons.append(f"zone {zone}")
+            zones = columns("zone")
+            mask = Condition("zone", "in", tuple(self.target_zones)).mask(zones)
+            found.append(([f"zone {zone}" for zone in zones.to_pylist()], mask))
         for one in self.conditions or ():
-            picked = {name: Condition.read(name, given) for name, given in one.items()}
-            row_of = {name: columns(name)[row : row + 1] for name in picked}
-            if all(bool(c.mask(row_of[name])[0]) for name, c in picked.items()):
-                reasons.append(" and ".join(f"{name} {given}" for name, given in one.items()))
-        return " or ".join(reasons)
+            said = " and ".join(
+                f"{name} {'is null' if given is None else given}" for name, given in one.items()
+            )
+            mask = self._holds(one, columns)
+            found.append(([said] * len(mask), mask))
+        return [
+            " or ".join(texts[row] for texts, mask in found if mask[row])
+            for row in range(len(found[0][1]))
+        ]
+
+    @staticmethod
+    def _holds(one: Mapping[str, Any], columns: Columns) -> NDArray[np.bool_]:
+        masks = [Condition.read(name, given).mask(columns(name)) for name, given in one.items()]
+        return np.asarray(np.logical_and.reduce(masks))
 
 
 def read_strategy(strategy: Any, *, known: Sequence[str] | None) -> str | FilterConfig:
@@ -329,6 +442,36 @@ def rank(
     by_id = np.argsort(names, kind="stable")
     order = by_id[np.argsort(keys[chosen][by_id], kind="stable")]
     return np.asarray(rows[chosen[order]])
+
+
+def _check_zones(values: Sequence[Any]) -> None:
+    zones = get_args(ZoneName)
+    for value in values:
+        if value not in zones:
+            near = get_close_matches(str(value), zones, n=1)
+            raise StrategyError(
+                f"there is no zone {_short(value)}; the zones are {', '.join(zones)}"
+                + (f"; the closest is {near[0]}" if near else "")
+            )
+
+
+def _items(text: str) -> tuple[str, ...]:
+    """Split at commas, but for those in quotes."""
+    items: list[str] = []
+    at = 0
+    while match := _ITEM.match(text, at):
+        items.append(match[1] or match[2] or (match[3] or "").strip())
+        at = match.end()
+        if not match[0].endswith(","):
+            break
+    return tuple(items)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return _real(text)
+    except ValueError:
+        return None
 
 
 def _unquoted(text: str) -> str:

@@ -102,10 +102,19 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """The memory that its tensors hold, in bytes."""
+        """The memory that its tensors, ids and fields hold, in bytes, about."""
         units = [self.predicted] if self.actual is None else [self.predicted, self.actual]
         tensors = [t for one in units for t in one.columns.values()]
-        return sum(t.numel() * t.element_size() for t in tensors) + 64 * len(self.input_ids)
+        texts = [self.input_ids, *self.fields.values(), *self.label_fields.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + sum(map(_text_bytes, texts))
+
+
+def _text_bytes(values: Sequence[Any]) -> int:
+    """Return what a list of values takes: 64 bytes each, and its text where it is one."""
+    try:
+        return 64 * len(values) + len("".join(values))
+    except TypeError:  # not all of them are text
+        return 64 * len(values) + sum(len(one) for one in values if isinstance(one, str))
 
 
 def owners(counts: Array | None, inputs: int) -> Array:

@@ -14,7 +14,7 @@ DEFAULT_HOME = Path("~/.ml_debugger")
 def resolve_home(home: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder of the local store: the argument, `MLD_HOME`, or `~/.ml_debugger`."""
     chosen = home if home is not None else os.environ.get("MLD_HOME") or DEFAULT_HOME
-    return Path(chosen).expanduser().absolute()
+    return Path(chosen).expanduser().resolve()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core import distributed, store, sync
-from ml_debugger.core.capture import Activations, Capture, outside_autocast
+from ml_debugger.core.capture import Activations, Capture, Hook, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.inputs import (
@@ -93,7 +94,7 @@ class Tracer(ABC):
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
-        self._closed = False
+        self._closed = self._watched = False
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
@@ -179,13 +180,14 @@ class Tracer(ABC):
         Raises:
             LayerNotCapturedError: (a KeyError) Nothing has been captured for it.
         """
-        return self._capture.latest[layer_name]
+        return self._capture.latest[layer_name].clone()  # ours may be waiting to be written
 
     def check(self, model_input: Any) -> Checkup:
         """Run one batch, record nothing, and report how each layer can be recorded.
 
         The model runs in evaluation mode without gradients, and is left in the mode it was in.
         """
+        self._check_open()
         return check_model(self.model, self._layers, lambda: self.run_model(model_input))
 
     def flush(self) -> None:
@@ -217,15 +219,20 @@ class Tracer(ABC):
     # The steps
 
     def _register(self, *, recreate: bool) -> "store.LocalRepository":
-        return self._store.register(
-            self.version,
-            task=self.schema.name,
-            architecture=architecture_of(unwrap(self.model)),
-            layers=self.layers,
-            fields=self._fields.declarations(),
-            label_fields=self._label_fields.declarations(),
-            recreate=recreate and distributed.is_primary(),
-        )
+        def register(*, recreate: bool) -> "store.LocalRepository":
+            return self._store.register(
+                self.version,
+                task=self.schema.name,
+                architecture=architecture_of(unwrap(self.model)),
+                layers=self.layers,
+                fields=self._fields.declarations(),
+                label_fields=self._label_fields.declarations(),
+                recreate=recreate,
+            )
+
+        # one rank makes the version what the others then find
+        first = distributed.once(lambda: register(recreate=recreate))
+        return distributed.together(lambda: first or register(recreate=False))
 
     def _start(self) -> None:
         """Begin a run: an id that all ranks agree on, and a writer."""
@@ -240,8 +247,12 @@ class Tracer(ABC):
                 world_size=distributed.world_size(),
             )
         repository, run = self._repository, self._run
+        self._widths: dict[str, tuple[int, ...]] = {}
+        self._counted: dict[tuple[str, int | None], int] = {}
         self._writer = BatchWriter(
-            lambda batches: repository.write(run, batches), home=self._store.home
+            lambda batches: repository.write(run, batches),
+            home=self._store.home,
+            version=self.version,
         )
 
     def _trace(
@@ -254,6 +265,7 @@ class Tracer(ABC):
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Check, run, parse and save one call; return the output and what saving returned."""
+        self._check_open()
         call = self._checked(
             ground_truth, input_ids, batch_size(model_input), dataset_type, n_epoch, kwargs
         )
@@ -274,8 +286,6 @@ class Tracer(ABC):
         kwargs: dict[str, Any],
     ) -> dict[str, Any]:
         """Check all that can be checked before the model runs."""
-        if self._closed:
-            raise InputError(f"{self!r} is closed; make another, or call the model itself")
         given = dict(kwargs)
         ids = as_input_ids(input_ids, inputs)
         labels = {} if ground_truth is None else self._label_fields.take(given, len(ids))
@@ -341,6 +351,7 @@ class Tracer(ABC):
             actual = None
             if ground_truth is not None:
                 actual = self.parse_ground_truth(ground_truth, inputs)
+            self._check_widths(predicted)
             copies = HostCopy()
             batch = Batch(
                 input_ids=input_ids,
@@ -366,12 +377,18 @@ class Tracer(ABC):
         kwargs: dict[str, Any],
     ) -> Iterator[None]:
         """Record the calls that other code makes of the model within the block."""
+        self._check_open()
         ids = None if input_ids is None else as_input_ids(input_ids, None)
+        given = {"ground_truth": ground_truth, **kwargs}
+        if ids is not None:
+            _check_lengths(given, len(ids))
+        count = (as_name(dataset_type, "dataset_type"), as_epoch(n_epoch))
+        first = self._counted.get(count, 0)
         seen = 0
         stack: list[tuple[Activations, int]] = []
 
-        def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-            inputs = batch_size([*args, given])
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = batch_size([*args, kwargs])
             if inputs is None:
                 raise InputError("attached() needs a model input with a batch of tensors")
             stack.append((self._capture.begin(), inputs))
@@ -380,58 +397,87 @@ class Tracer(ABC):
             nonlocal seen
             activations, inputs = stack.pop()
             self._capture.end(activations)
-            part = slice(seen, seen + inputs)
-            call = self._checked(
-                None if ground_truth is None else ground_truth[part],
-                range(seen, seen + inputs) if ids is None else ids[part],
-                inputs,
-                dataset_type,
-                n_epoch,
-                {name: _part(value, part) for name, value in kwargs.items()},
-            )
-            self._parse_and_save_io_data(
-                args,
-                output,
-                None if ground_truth is None else ground_truth[part],
-                activations=activations,
-                **call,
-            )
-            seen += inputs
+            start, seen = seen, seen + inputs
+            part = {name: _part(value, start, seen) for name, value in given.items()}
+            truth = part.pop("ground_truth")
+            counted = range(first + start, first + seen)
+            names = counted if ids is None else ids[start:seen]
+            call = self._checked(truth, names, inputs, dataset_type, n_epoch, part)
+            self._parse_and_save_io_data(args, output, truth, activations=activations, **call)
 
-        handles = [
-            self.model.register_forward_pre_hook(before, with_kwargs=True),
-            self.model.register_forward_hook(after),
+        hooks = [
+            self.model.register_forward_pre_hook(Hook(before), with_kwargs=True),
+            self.model.register_forward_hook(Hook(after)),
         ]
+        self._watched = True
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._watched = False
+            for hook in hooks:
+                hook.remove()
             while stack:  # the model raised
                 self._capture.abandon(stack.pop()[0])
+            if ids is None:
+                self._counted[count] = first + seen
         if ids is not None and seen != len(ids):
             raise InputError(
                 f"attached() was given {len(ids)} ids, but the model saw {seen} inputs"
             )
 
-    def _export(self, output_path: str | PathLike[str] | None, scope: Scope) -> Path | None:
-        self._writer.flush()
-        distributed.barrier()
-        path = None
-        if distributed.is_primary():
-            from ml_debugger.core.archive import export_archive  # Parquet is only needed here
+    def _check_open(self) -> None:
+        """Refuse to begin what needs our hooks, or to begin it twice at a time."""
+        if self._closed:
+            raise InputError(f"{self!r} is closed; make another, or call the model itself")
+        if self._watched:
+            raise InputError(
+                "within attached() every call of the model is recorded: call the model itself, and "
+                "use the tracer outside the block"
+            )
 
-            path = export_archive(self._repository, scope, output_path)
-        distributed.barrier()
-        return path
+    def _check_widths(self, units: Units[Tensor]) -> None:
+        """Refuse vectors of another width than before: no evaluation could compare them."""
+        for name, values in units.columns.items():
+            shape = values.shape[1:]
+            if shape and self._widths.setdefault(name, shape) != shape:
+                raise InputError(
+                    f"{name} has {tuple(shape)} values a unit, but {tuple(self._widths[name])} "
+                    "before; nothing of this call was recorded. Choose a reducer whose width does "
+                    "not depend on the input's size, such as 'mean'"
+                )
+
+    def _export(self, output_path: str | PathLike[str] | None, scope: Scope) -> Path | None:
+        from ml_debugger.core.archive import export_archive  # Parquet is only needed here
+
+        distributed.together(self._writer.flush)
+        return distributed.once(lambda: export_archive(self._repository, scope, output_path))
 
     def _wait_for_save(self, interval: float) -> None:
         self._writer.flush()
         sync.wait(self._service, interval)
 
 
-def _part(value: Any, part: slice) -> Any:
-    return value[part] if isinstance(value, list | tuple | Tensor) else value
+def _check_lengths(given: Mapping[str, Any], inputs: int) -> None:
+    """Refuse, before a block begins, values that cannot be those of its inputs."""
+    for name, value in given.items():
+        if value is None or isinstance(value, _SINGLE):
+            continue
+        if not hasattr(value, "__len__"):
+            raise InputError(
+                f"{name} of attached() must have a length and be sliceable, such as a list, an "
+                f"array or a tensor; got {type(value).__name__}"
+            )
+        if len(value) != inputs:
+            raise InputError(f"{name} has {len(value)} values for {inputs} ids")
+
+
+#: What stands for one value, though it has a length.
+_SINGLE = (str, bytes, Mapping, int, float, bool, datetime)
+
+
+def _part(value: Any, start: int, stop: int) -> Any:
+    whole = value is None or isinstance(value, _SINGLE) or not hasattr(value, "__len__")
+    return value if whole else value[start:stop]
 
 
 def _device_of(output: Any) -> torch.device:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ml_debugger.core.errors import StoreError
-from ml_debugger.core.records import Batch
+from ml_debugger.core.records import Batch, ModelVersion
 
 Write = Callable[[Sequence[Batch]], None]
 
@@ -40,6 +40,7 @@ class BatchWriter:
         flush_seconds: float = 2.0,
         patience: float = 60.0,
         home: str | PathLike[str] | None = None,
+        version: ModelVersion | None = None,
     ) -> None:
         """Prepare to write; the thread starts with the first batch.
 
@@ -51,9 +52,11 @@ class BatchWriter:
             flush_bytes: or this many bytes,
             flush_seconds: or when the first has waited this long.
             patience: Seconds of failing writes after which `put` says so.
-            home: The store that is written to, for `flush_all`.
+            home: The store that is written to, and
+            version: the model version, for `flush_all`.
         """
-        self.home = None if home is None else Path(home)
+        self.home = None if home is None else Path(home).resolve()
+        self.version = version
         self._queue = _Queue(write, max_bytes, flush_rows, flush_bytes, flush_seconds, patience)
         # The thread holds the queue and not the writer, so a writer that nobody holds is garbage.
         self._finalize = weakref.finalize(self, _Queue.finish, self._queue)
@@ -84,6 +87,10 @@ class BatchWriter:
         """
         self._queue.flush()
 
+    def discard(self) -> None:
+        """Forget what is not durable yet, and return when nothing is being written."""
+        self._queue.discard()
+
     def stop(self) -> None:
         """Flush and end the thread; idempotent.
 
@@ -99,17 +106,20 @@ class BatchWriter:
         self.stop()
 
 
-def flush_all(home: str | PathLike[str] | None = None) -> None:
+def flush_all(home: str | PathLike[str] | None = None, version: ModelVersion | None = None) -> None:
     """Flush the writers of this process, so that a reader sees all that was recorded.
 
     Args:
         home: Only those that write to this store, or do not say; None for all.
+        version: Only those of this model version, or that do not say; None for all.
 
     Raises:
         StoreError: One of them cannot write.
     """
+    place = None if home is None else Path(home).resolve()
     for writer in list(_writers):
-        if home is None or writer.home is None or writer.home == Path(home):
+        here = place is None or writer.home in (None, place)
+        if here and (version is None or writer.version in (None, version)):
             writer.flush()
 
 
@@ -145,6 +155,7 @@ class _Queue:
         self._refused: list[_Waiting] = []  # what failed for another reason than the disk
         self._bytes = 0
         self.rows = 0
+        self._writing = False
         self._put = 0  # how many batches were accepted,
         self._done = 0  # how many of them are durable,
         self._urgent = 0  # and how many of them somebody waits for
@@ -195,6 +206,18 @@ class _Queue:
                 if self._failure is not None and self._answered >= ticket:
                     raise self._error("kept in memory")
                 self._changed.wait()
+
+    def discard(self) -> None:
+        self._check_process()
+        with self._changed:
+            while self._writing:
+                self._changed.wait()
+            self._waiting.clear()
+            self._refused.clear()
+            self._bytes = self.rows = 0
+            self._done = self._put
+            self._failure, self._retry_at = None, 0.0
+            self._changed.notify_all()
 
     def stop(self) -> None:
         self.flush()
@@ -262,6 +285,7 @@ class _Queue:
                         return
                     self._changed.wait(self._next_look(time.monotonic()))
                 group = self._take()
+                self._writing = True
                 seen = self._asked
             saved, failure = self._save(group)
             del group  # or the last batches stay in memory until the next ones come
@@ -307,6 +331,7 @@ class _Queue:
         return saved, failure
 
     def _account(self, saved: Sequence[_Waiting], failure: Exception | None, seen: int) -> None:
+        self._writing = False
         self._answered = seen
         self._done += len(saved)
         self._bytes -= sum(one.nbytes for one in saved)

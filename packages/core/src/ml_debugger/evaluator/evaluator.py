@@ -95,22 +95,21 @@ class Evaluator:
         from ml_debugger.core.evaluation.method import evaluate
         from ml_debugger.core.writer import flush_all
 
-        flush_all(self.home)
-        distributed.barrier()
-        try:
-            if not distributed.is_primary():
-                return None
+        version = ModelVersion(self.model_name, self.version_name)
+
+        def act() -> "Result":
             with self._store() as store:
                 return evaluate(
                     store,
-                    ModelVersion(self.model_name, self.version_name),
+                    version,
                     method_name=method_name,
                     result_name=result_name,
                     n_epoch=n_epoch,
                     options=options,
                 )
-        finally:
-            distributed.barrier()
+
+        distributed.together(lambda: flush_all(self.home, version))
+        return distributed.once(act)
 
     def list_results(
         self,

@@ -5,7 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ml_debugger.core.distributed import barrier
 from ml_debugger.core.errors import EpochError
 from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.store import Scope
@@ -62,7 +61,7 @@ class TrainingTracer(Tracer):
         Args:
             ground_truth: What is true of all inputs of the block, in the order of the calls.
             input_ids: Ids of all inputs of the block, in the order of the calls; None counts
-                from 0.
+                from 0, on from one block to the next of the same data set and epoch.
             dataset_type: The split.
             n_epoch: The training epoch, or None.
             **kwargs: Values of the additional fields, one an input of the block or one for all.
@@ -146,10 +145,10 @@ class TrainingTracer(Tracer):
     def drop_version_data(self) -> None:
         """Drop all records of this model version; tracing can go on into an empty one.
 
-        The writer is stopped first, so that nothing recorded before can reappear after.
+        What waits to be written is forgotten first, so that nothing recorded before can reappear
+        after.
         """
+        self._writer.discard()
         self._writer.stop()
-        barrier()
         self._repository = self._register(recreate=True)
-        barrier()
         self._start()

@@ -1,7 +1,7 @@
 """Which stored records an evaluation is about: those with ground truth that fit the request."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -53,16 +53,16 @@ def select(
     Raises:
         NothingToEvaluateError: Nothing that fits the request has labels.
     """
-    scope = Scope(options.dataset_type, n_epoch, options.run)
-    records = repository.records(scope)
-    kinds = _labelled_kinds(records)
+    scope = Scope(options.dataset_type, n_epoch, options.run, labelled=True)
+    kinds = list(repository.records(scope).dataset_types)
     if options.dataset_type is None and any(kind != TRAIN for kind in kinds):
         kinds = [kind for kind in kinds if kind != TRAIN]
     if not kinds:
         raise NothingToEvaluateError(_nothing(repository, n_epoch, options))
-    if set(kinds) != set(records.dataset_types):
-        records = repository.records(Scope(tuple(kinds), n_epoch, options.run))
-    parts = [part for part in records.parts() if part.units and _is_labelled(part)]
+    scope = replace(scope, dataset_types=tuple(kinds))
+    records = repository.records(scope)
+    stored = repository.records(replace(scope, labelled=False)).units
+    parts = [part for part in records.parts() if part.units]
     units = LabelledUnits(parts, repository.layers, judge)
     if not len(units):
         raise NothingToEvaluateError(_nothing(repository, n_epoch, options))
@@ -71,33 +71,19 @@ def select(
     left = [alias for alias in repository.layers if alias not in units.layers]
     if left:
         notes.append(
-            f"Features were not recorded everywhere of: {', '.join(left)}. The error model does "
-            "without them."
+            f"Features were not recorded everywhere, or not as wide, of: {', '.join(left)}. The "
+            "error model does without them."
         )
     return Selection(
         units=units,
         dataset_types=tuple(kinds),
         runs=tuple(dict.fromkeys(run for some in runs.values() for run in some)),
-        stored=records.units,
-        without_label=records.units - len(units),
+        stored=stored,
+        without_label=stored - len(units),
         replaced=records.replaced,
         optimistic=TRAIN in kinds,
         warnings=tuple(notes),
     )
-
-
-def _labelled_kinds(records: Records) -> list[str]:
-    found: dict[str, None] = {}
-    for part in records.parts():
-        if part.units and _is_labelled(part):
-            values = part.column("input/dataset_type")
-            found.update(dict.fromkeys(pa.array(values).unique().to_pylist()))
-    return list(found)
-
-
-def _is_labelled(part: Records) -> bool:
-    # Records with and without ground truth have different columns, so no part holds both.
-    return any(name.startswith("actual/") for name in part.names())
 
 
 def _runs_by_epoch(parts: Sequence[Records]) -> dict[int | None, list[str]]:
@@ -143,8 +129,7 @@ def _nothing(
     text += f" for {' and '.join(asked)}" if asked else ""
     there = []
     for epoch in repository.epochs():
-        records = repository.records(Scope(n_epoch=epoch.n_epoch))
-        labelled = _labelled_kinds(records)
+        labelled = repository.records(Scope(n_epoch=epoch.n_epoch, labelled=True)).dataset_types
         said = ", ".join(
             f"{kind} ({count:,}, {'labelled' if kind in labelled else 'no labels'})"
             for kind, count in epoch.records.items()

@@ -157,8 +157,9 @@ class ErrorModel:
             progress: Told the share that is done, up to 1.
 
         Returns:
-            The model, and estimates of the evaluated units themselves, in their order, each made
-            without the unit's own label.
+            The model, and estimates of the evaluated units themselves, in their order. What judges
+            a unit (temperature, discriminants, head) was fitted to units of other folds, and its
+            neighbours' votes leave it out; its label counts only as a neighbour of those units.
 
         Raises:
             InputError: The lengths do not fit.

@@ -35,7 +35,8 @@ class LabelledUnits:
 
     Attributes:
         parts: The records they lie in.
-        layers: The layers that all of them have features of: module path by alias.
+        layers: The layers that all of them have features of, as wide everywhere: module path by
+            alias.
         target: True class of each unit, int64; -1 where none of the model's classes is right.
         prediction: Predicted class of each unit, int64.
         score: The model's confidence in each, float32.
@@ -50,7 +51,11 @@ class LabelledUnits:
             for part, start in zip(parts, starts[:-1], strict=True)
         ]
         names = set.intersection(*(set(part.names()) for part in parts))
-        self.layers = {a: path for a, path in layers.items() if f"predicted/feature.{a}" in names}
+        self.layers = {
+            alias: path
+            for alias, path in layers.items()
+            if f"predicted/feature.{alias}" in names and _is_one_width(parts, f"feature.{alias}")
+        }
         self._has_logits = "predicted/logits" in names
         self.target = _joined([np.asarray(_judged(one, judge), np.int64) for one in parts])
         self.prediction = _joined([_plain(one, "prediction", np.int64) for one in parts])
@@ -119,6 +124,12 @@ class LabelledUnits:
         names = dict.fromkeys(name for part in self.parts for name in part.records.names())
         own = {"input/id", "input/dataset_type", "input/n_epoch", "input/run", "input/recorded_at"}
         return [name for name in names if name.startswith(("input/", "label/")) and name not in own]
+
+
+def _is_one_width(parts: Sequence[Records], name: str) -> bool:
+    one = np.zeros(1, np.int64)
+    shapes = {np.shape(part.column(f"predicted/{name}", one))[1:] for part in parts if part.units}
+    return len(shapes) <= 1
 
 
 def _judged(part: Records, judge: Judge) -> NDArray[Any]:

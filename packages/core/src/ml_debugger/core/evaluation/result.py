@@ -33,11 +33,12 @@ class Result(SavedResult):
 
     Its columns: `input_id`, `dataset_type`, `n_epoch`, `run`, `prediction`, `label` (the true
     class; null where it is none of the model's), `wrong`, `score` (the model's confidence, in
-    [0, 1]), `error_proba` (probability that the prediction is wrong, in [0, 1]; estimated for
-    each unit without looking at that unit's label), `outlier` (p-value in (0, 1]; small: unlike
+    [0, 1]), `error_proba` (probability that the prediction is wrong, in [0, 1]; of a labelled
+    unit, by a fit to the other folds), `outlier` (p-value in (0, 1]; small: unlike
     the evaluated data), `unstable` (its features are torn between classes), `plausible` (the
     class that its features suggest), `zone`, `code`, `finite`, then the additional fields. A
-    unit whose outputs are not finite has no `error_proba`, `outlier` and `zone`.
+    unit whose outputs are not finite is judged by what is finite about it, and never safer than
+    the average; its `outlier` is 1e-6.
     """
 
     def summary(self) -> Summary:

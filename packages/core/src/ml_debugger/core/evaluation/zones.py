@@ -114,7 +114,7 @@ class ZoneRules(BaseModel):
             estimates: Of the evaluated units, each made without its own label.
             score: Max softmax or box score, shape (n,).
             wrong: Whether each prediction was wrong, shape (n,).
-            stable_risk: The error rate that `stable_coverage` may have. Few units cannot prove a
+            stable_risk: The error rate that `stable_coverage` may have. Few units cannot tell a
                 small one; the border then keeps to 3/n, at most 5 %.
         """
         p = estimates.error_proba.astype(np.float64)
@@ -141,7 +141,7 @@ class ZoneRules(BaseModel):
         notes = []
         if stable is None:
             notes.append(
-                f"no region certified at {risk:.2g} error rate: stable_coverage is empty; evaluate "
+                f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; evaluate "
                 "more units, or accept a larger stable_risk"
             )
         else:
@@ -150,8 +150,8 @@ class ZoneRules(BaseModel):
             )
             if risk > stable_risk:
                 notes.append(
-                    f"{len(p)} units cannot certify {stable_risk:.2g}: stable_coverage is "
-                    f"certified at {risk:.2g} error rate"
+                    f"{len(p)} units are too few to tell an error rate of {stable_risk:.2g}: "
+                    f"stable_coverage keeps to {risk:.2g}"
                 )
         rules.append(ZoneRule(zone=Zone.OPERATIONAL_COVERAGE))
         return cls(rules=tuple(rules), notes=tuple(notes))
@@ -233,9 +233,11 @@ def _hot_border(p: Floats, wrong: Array) -> float:
 
 
 def _stable_border(p: Floats, wrong: Array, risk: float, *, below: float) -> float | None:
-    """Return the largest error probability up to which the risk is proven, or None.
+    """Return the largest error probability up to which the units keep to a risk, or None.
 
-    Counts one more error than was seen, as in conformal risk control (Angelopoulos et al. 2022).
+    Counts one more error than was seen, as conformal risk control does (Angelopoulos et al. 2022).
+    Theirs is a guarantee for risks that grow with the border; an error rate need not, so this is
+    a rule that holds where the error probability ranks well, and no proof.
     """
     if len(p) == 0:
         return None
@@ -243,8 +245,8 @@ def _stable_border(p: Floats, wrong: Array, risk: float, *, below: float) -> flo
     last = np.append(p[order][1:] != p[order][:-1], True)
     errors, n = np.cumsum(wrong[order])[last], np.arange(1, len(p) + 1)[last]
     border = p[order][last]
-    proven = ((errors + 1) / (n + 1) <= risk) & (border < below)
-    return float(border[proven].max()) if proven.any() else None
+    kept = ((errors + 1) / (n + 1) <= risk) & (border < below)
+    return float(border[kept].max()) if kept.any() else None
 
 
 def _between(name: str, allowed: tuple[float, float] | None) -> str:

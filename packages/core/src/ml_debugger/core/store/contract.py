@@ -23,11 +23,13 @@ class Scope:
         dataset_types: Only these splits; None for all.
         n_epoch: Only this epoch, where None is the epoch "no epoch"; "all" for all.
         runs: Only these runs; None for all.
+        labelled: Only records with ground truth; those without then replace none.
     """
 
     dataset_types: tuple[str, ...] | None = None
     n_epoch: int | Literal["all"] | None = "all"
     runs: tuple[str, ...] | None = None
+    labelled: bool = False
 
 
 EVERYTHING = Scope()

@@ -60,7 +60,9 @@ class LiveRows:
             self._cache.clear()
 
     def _keys(self, chunks: Sequence[Chunk]) -> Keys:
-        name = (chunks[0].n_epoch, chunks[0].dataset_type, frozenset(c.run for c in chunks))
+        runs = frozenset(chunk.run for chunk in chunks)
+        labelled = all(chunk.actuals is not None for chunk in chunks)
+        name = (chunks[0].n_epoch, chunks[0].dataset_type, runs, labelled)
         numbers = tuple(chunk.id for chunk in chunks)
         with self._lock:
             old = self._cache.pop(name, None)

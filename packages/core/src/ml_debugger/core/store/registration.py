@@ -43,24 +43,42 @@ def register(
             model_id=model.id,
             name=version.version_name,
             task=task,
-            layers="",
+            layers="{}",
             fields="[]",
             label_fields="[]",
         )
     elif recreate:
         session.execute(delete(ChunkRow).where(col(ChunkRow.version_id) == row.id))
-        row.task, row.fields, row.label_fields = task, "[]", "[]"
+        row.task, row.layers, row.fields, row.label_fields = task, "{}", "[]", "[]"
     elif row.task != task:
         raise InputError(
             f"{version} is recorded for task {row.task!r}, not {task!r}; use another version_name"
         )
-    row.layers = json.dumps(dict(layers))
+    row.layers = _merged_layers(session, version, row, layers)
     row.fields = _merged(version, "field", row.fields, fields)
     row.label_fields = _merged(version, "label field", row.label_fields, label_fields)
     session.add(row)
     session.flush()
     assert row.id is not None  # flushed
     return row.id
+
+
+def _merged_layers(
+    session: Session, version: ModelVersion, row: VersionRow, layers: Mapping[str, str]
+) -> str:
+    """Add layers to those that a version has records of; an alias stands for one layer only."""
+    has_records = select(ChunkRow.id).where(ChunkRow.version_id == row.id).limit(1)
+    if row.id is None or session.exec(has_records).first() is None:
+        return json.dumps(dict(layers))
+    merged: dict[str, str] = json.loads(row.layers)
+    for alias, path in layers.items():
+        if merged.setdefault(alias, path) != path:
+            raise InputError(
+                f"layer {alias!r} of {version} is recorded at {merged[alias]!r}, not {path!r}; use "
+                "another alias or another version_name, or force_table_recreate=True to delete "
+                "the records of this version"
+            )
+    return json.dumps(merged)
 
 
 def hash_of(architecture: Sequence[str]) -> str:

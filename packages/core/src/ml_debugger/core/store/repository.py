@@ -171,6 +171,8 @@ class LocalRepository(Repository):
             conditions.append(col(ChunkRow.n_epoch) == scope.n_epoch)
         if scope.runs is not None:
             conditions.append(col(RunRow.uuid).in_(scope.runs))
+        if scope.labelled:
+            conditions.append(col(ChunkRow.actuals).is_not(None))
         with self._catalogue.reading() as session:
             return self._source.load(session, *conditions)
 

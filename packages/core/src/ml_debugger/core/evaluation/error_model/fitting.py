@@ -149,7 +149,7 @@ def fit(
             crossed[fold][alias] = without[fold]
         progress(0.2 * (number + 1) / len(observations.features))
 
-    sources = Sources(layers, references, n_class, *_model_opinion(observations, units, target))
+    sources = Sources(layers, references, n_class, *_model_opinion(observations, units))
     evidence = _crossed_evidence(
         sources, observations, units, crossed, units.groups[chosen], progress
     )
@@ -245,17 +245,21 @@ def _discriminants(
     return full, [Discriminant.fit(whole - part, possible=possible) for part in parts]
 
 
-def _model_opinion(
-    observations: Observations, units: Units, target: Integers
-) -> tuple[float | None, bool]:
+def _model_opinion(observations: Observations, units: Units) -> tuple[float | None, bool]:
     """Return the temperature, and whether the score says more than the class vector."""
     logits = observations.logits
     if logits is None:
         return None, True
-    temperature = fit_temperature(logits[units.rows[:_SAMPLE]], target[units.rows[:_SAMPLE]])
+    temperature = _temperature(logits, units, np.ones(len(units.rows), np.bool_))
     some = units.rows[:4096]
     largest = np.exp(log_softmax(logits[some].astype(np.float64)).max(axis=1))
     return temperature, bool(np.abs(largest - observations.score[some]).mean() > 0.02)
+
+
+def _temperature(logits: Array, units: Units, chosen: NDArray[np.bool_]) -> float:
+    """Fit the temperature to some of the units; in canonical order, so the first are a sample."""
+    some = np.flatnonzero(chosen)[:_SAMPLE]
+    return fit_temperature(logits[units.rows[some]], units.labels[some])
 
 
 def _crossed_evidence(
@@ -277,10 +281,15 @@ def _crossed_evidence(
 
     parts, order = [], []
     for fold, discriminants in enumerate(crossed):
-        members = np.flatnonzero(units.folds == fold)
+        inside = units.folds == fold
+        members = np.flatnonzero(inside)
         order.append(members)
+        cooled = sources
+        if observations.logits is not None:
+            temperature = _temperature(observations.logits, units, ~inside)
+            cooled = replace(sources, temperature=temperature)
         parts.append(
-            sources.gather(
+            cooled.gather(
                 observations,
                 units.rows[members],
                 discriminants=discriminants,
