@@ -249,6 +249,9 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     "a field of the wrong type": (lambda b: call(b, camera=3), ValueError, "must be str, got int 3"),
     "a field of the wrong length": (
         lambda b: call(b, camera=["front"] * 3), ValueError, "3 values for 4 inputs"),
+    "a field with half a surrogate": (
+        lambda b: call(b, camera=["front", "bad\ud800", "rear", "rear"]),
+        ValueError, r"field 'camera'\[1\] is not valid Unicode"),
     "an infinite field": (lambda b: call(b, speed=float("inf")), ValueError, "finite or NaN"),
     "an unknown field": (lambda b: call(b, lens="wide"), ValueError, "unexpected argument 'lens'"),
     # a model
@@ -295,6 +298,17 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
         lambda b: where(b, {"score; DROP TABLE chunk": ">=0"}), ValueError, "no column"),
     "SQL as a value": (
         lambda b: where(b, {"score": ">= 0; DROP TABLE chunk"}), ValueError, "a number"),
+    "a range the wrong way round": (
+        lambda b: where(b, {"score": "between 0.9 and 0.1"}), ValueError, "nothing lies between"),
+    "an unknown zone in a condition": (
+        lambda b: where(b, {"zone": "==hotspots"}), ValueError, "the closest is hotspot"),
+    "a filter that no call could be judged by": (
+        lambda b: ClassificationDataFilter(
+            b.model, "net", "v1", filter_config={"conditions": [{"score": ">=abc"}]}, home=b.home),
+        ValueError, "'score': expected a number"),
+    "a negative seed": (
+        lambda b: query(b, sampling={"method": "random", "min_value": 0, "seed": -1}),
+        ValueError, "seed: .*greater than or equal to 0, got -1"),
     "n_data of zero": (lambda b: query(b, n=0), ValueError, "n_data"),
     "n_data as a float": (lambda b: query(b, n=2.5), ValueError, "n_data"),
     "ids that cannot be cast": (lambda b: query(b, type_cast=int), ValueError, "'pool-"),

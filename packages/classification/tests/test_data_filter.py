@@ -1,5 +1,8 @@
 """Querying a pool and flagging it live, with a real evaluation of a model that is really wrong."""
 
+import time
+import uuid
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ml_debugger.core import ModelVersion, Store
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError, StrategyError
+from ml_debugger.core.pool import StoredPool
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ClassificationLogger
@@ -195,6 +200,89 @@ def test_two_runs_over_the_same_pool_warn_and_count_once(home: Path) -> None:
         assert len(data_filter.query(800, "high_error_proba", "twice", run=runs[0])) == 50
 
 
+def test_runs_do_not_mix_silently_even_without_a_common_id(home: Path) -> None:
+    runs = []
+    for first in (0, 50):
+        with make(home) as data_filter, torch.no_grad():
+            data_filter(POOL[first : first + 50], range(first, first + 50), dataset_type="mixed")
+            runs.append(data_filter.run)
+    with make(home) as data_filter:
+        with pytest.warns(UserWarning, match=f"{runs[0]}, {runs[1]}.*no id was replaced") as caught:
+            assert len(data_filter.query(800, "high_error_proba", "mixed")) == 100
+        assert caught[0].filename == __file__
+        assert len(data_filter.query(800, "high_error_proba", "mixed", run=runs[1])) == 50
+
+
+def test_null_fields_are_flagged_as_they_are_queried(home: Path) -> None:
+    fields = [
+        {"name": "view", "type": "str", "nullable": True},
+        {"name": "lane", "type": "int", "nullable": True},
+        {"name": "seen", "type": "datetime", "nullable": True},
+    ]
+    conditions = [
+        {"view": "== rear"},
+        {"view": None, "lane": "== 2.0"},
+        {"lane": "in 3, 4.5", "seen": ">=2024-02-01"},
+    ]
+    config = {"conditions": conditions}
+    values: dict[str, list[Any]] = {
+        "view": [None, None, "rear", "it's, front", None, None],
+        "lane": [None, 2, None, None, 3, 3],
+        "seen": [None, None, None, None, "2024-01-31T23:59", "2024-02-01"],
+    }
+    with make(home, additional_fields=fields, filter_config=config) as live, torch.no_grad():
+        flags = []
+        for i in range(6):  # one an input: fields with nothing but None in their batch
+            given = {name: [column[i]] for name, column in values.items()}
+            flags += live(POOL[i : i + 1], [i], "nulls", **given)[1]
+        found = live.query(6, config, "nulls", type_cast=int)
+        assert live(POOL[:0], [], "nulls", view=[], lane=[], seen=[])[1] == []
+    assert flags == [False, True, True, False, False, True]
+    assert sorted(found) == [i for i in range(6) if flags[i]]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"score": ">=abc"},
+        {"n_epoch": ">=abc"},
+        {"finite": "== maybe"},
+        {"camera": "== bad\ud800"},
+        {"zone": "==hotspots"},
+        {"error_proba": "between 0.9 and 0.1"},
+    ],
+)
+def test_filters_that_cannot_be_judged_are_refused_before_any_call(
+    home: Path, condition: dict[str, str]
+) -> None:
+    config = {"conditions": [condition]}
+    fields = [{"name": "camera", "type": "str"}]
+    with pytest.raises(StrategyError, match=next(iter(condition))):
+        make(home, filter_config=config, additional_fields=fields)
+    with (
+        make(home, additional_fields=fields) as data_filter,
+        pytest.raises(StrategyError, match=next(iter(condition))),
+    ):
+        data_filter.query(5, config, "nothing here")
+
+
+def test_explaining_reads_each_column_once(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    column = StoredPool.column
+
+    def counted(self: StoredPool, name: str) -> Any:
+        read.append(name)
+        return column(self, name)
+
+    monkeypatch.setattr(StoredPool, "column", counted)
+    config = {"conditions": [{"score": ">=0"}, {"camera": "== rear", "score": "<2"}]}
+    found = pool.query(800, config, explain=True)
+    assert len(found) == 800
+    assert len(read) <= 6  # to match: score, camera, score; to explain: zone, score, camera
+    rear = found["reason"].str.endswith("or camera == rear and score <2")
+    assert rear.tolist() == [int(i) % 3 == 0 for i in found["input_id"]]
+
+
 def test_the_epoch_is_the_results(home: Path) -> None:
     with make(home) as data_filter:
         assert data_filter.n_epoch == 1
@@ -211,7 +299,7 @@ def test_a_result_fits_its_model_only(home: Path) -> None:
     other = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 2))
     with pytest.raises(ArchitectureMismatchError, match="another architecture"):
         ClassificationDataFilter(other, "net", "v1", "r", home=home)
-    with pytest.raises(InputError, match="lacks"):
+    with pytest.raises(InputError, match="is not recorded here"):
         make(home, target_layers={"only": "0"})
 
 
@@ -294,10 +382,65 @@ def test_ids_that_a_logger_makes_up_are_unique_and_sorted_by_time() -> None:
     ids = unique_ids(100)
     assert len(set(ids)) == 100
     assert all(one[14] == "7" and one[19] in "89ab" for one in ids)
-    import time
-
     time.sleep(0.005)
     assert max(one[:13] for one in ids) < min(one[:13] for one in unique_ids(3))
+
+
+def test_made_up_ids_are_in_order_within_a_millisecond_too() -> None:
+    from ml_debugger.monitoring.logger import unique_ids
+
+    ids = [one for n in range(1, 200) for one in unique_ids(n)][:10_000]
+    assert len(ids) == 10_000
+    assert all(a < b for a, b in pairwise(ids))
+    parsed = [uuid.UUID(one) for one in ids]
+    assert {(one.version, one.variant) for one in parsed} == {(7, uuid.RFC_4122)}
+    stamps = [one.int >> 80 for one in parsed]
+    assert len(set(stamps)) < 5_000  # many share a millisecond, or this tells nothing
+    assert abs(stamps[-1] / 1000 - time.time()) < 60
+
+
+class Texts(nn.Module):
+    """Takes a list of texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+
+    @override
+    def forward(self, texts: list[str]) -> Tensor:
+        return self.head(torch.tensor([[len(one), one.count("a")] for one in texts]).float())
+
+
+def test_logging_inputs_that_are_no_tensors(tmp_path: Path) -> None:
+    fields: list[dict[str, Any]] = [
+        {"name": "camera", "type": "str"},
+        {"name": "lane", "type": "int", "default": 1},
+        {"name": "tags", "type": "json", "nullable": True},
+    ]
+    options: dict[str, Any] = {"additional_fields": fields, "home": tmp_path}
+    with ClassificationLogger(Texts(), "texts", "v1", **options) as logger:
+        logger(["a", "bb", "ccc"], camera=["x", "y", "z"], tags=[["a"], [], ["b", "c"]])
+        logger({"texts": ["a", "bb"]}, camera="x")
+        with pytest.raises(InputError, match="2 values for 3 inputs"):
+            logger(["a", "bb", "ccc"], camera=["x", "y"])
+        logger.model.head.forward = None  # type: ignore[method-assign,assignment]  must not run
+        for wrong in ({"camera": 3}, {}, {"camera": "x", "lens": "wide"}):
+            with pytest.raises(InputError, match="camera|lens"):
+                logger(["a", "bb"], **wrong)
+        logger.flush()
+        records = logger._pool("deploying").records
+        assert records.column("input/camera").to_pylist() == ["x", "y", "z", "x", "x"]
+        assert len(set(records.ids().to_pylist())) == 5
+    with pytest.raises(InputError, match="closed"):
+        logger(["a"], camera="x")
+
+
+def test_health_of_several_runs_is_no_surprise(home: Path) -> None:
+    for _ in range(2):  # a service that was started again
+        with ClassificationLogger(network(), "net", "v1", home=home) as logger, torch.no_grad():
+            logger(POOL[:10], dataset_type="restarted")
+    with ClassificationLogger(network(), "net", "v1", home=home) as logger:
+        assert logger.health(dataset_type="restarted")["n"].tolist() == [20]
 
 
 def test_health_says_what_it_needs(home: Path) -> None:

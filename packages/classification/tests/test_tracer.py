@@ -540,3 +540,17 @@ def test_another_spelling_of_the_home_is_the_same_home(tmp_path: Path) -> None:
         t(torch.randn(50, 4), torch.randint(3, (50,)), range(50), "val")
         result = Evaluator("net", "v1", home=tmp_path / "link").request_evaluation()
         assert len(result) == 50
+
+
+def test_a_result_is_used_with_the_layers_it_was_fitted_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with ClassificationTracer(network(), "net", "v1", {"f": "2:input"}, home=tmp_path) as t:
+        t(torch.randn(50, 4), torch.randint(3, (50,)), range(50), "val")
+    name = Evaluator("net", "v1", home=tmp_path).request_evaluation().result_name
+    for layers, message in (({"f": "0"}, "which is '0' here"), ({"g": "0"}, "is not recorded")):
+        with pytest.raises(InputError, match=message):
+            ClassificationDataFilter(
+                network(), "net", "v1", name, target_layers=layers, home=tmp_path
+            )
+    with ClassificationDataFilter(network(), "net", "v1", name, home=tmp_path) as chooser:
+        assert chooser.layers == {"f": "2:input"}

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -121,6 +122,10 @@ def test_a_list_is_one_json_value_an_input() -> None:
         ("json", {1, 2}),
         ("json", float("nan")),
         ("str", None),
+        ("str", "bad\ud800"),
+        ("json", {"deep": ["bad\ud800"]}),
+        ("datetime", np.datetime64("NaT")),
+        ("int", np.datetime64(1, "ns")),
     ],
 )
 def test_values_of_the_wrong_type(type_: str, value: object) -> None:
@@ -137,6 +142,7 @@ def test_values_of_the_wrong_type(type_: str, value: object) -> None:
         {"name": "score", "type": "int"},
         {"name": "a", "type": "tensor"},
         {"name": "a", "type": "int", "default": "x"},
+        {"name": "a", "type": "str", "default": "bad\ud800"},
         {"name": "a", "type": "int", "unit": "m"},
         "a",
     ],
@@ -144,6 +150,36 @@ def test_values_of_the_wrong_type(type_: str, value: object) -> None:
 def test_bad_declarations(declared: object) -> None:
     with pytest.raises(InputError, match=r"additional_fields\[0\]"):
         fields(declared)  # type: ignore[arg-type]
+
+
+def test_text_that_cannot_be_stored_is_named_by_its_row() -> None:
+    for type_ in ("str", "json"):
+        declared = fields({"name": "camera", "type": type_})
+        words = r"field 'camera'\[1\] is not valid Unicode text: surrogates not allowed"
+        with pytest.raises(InputError, match=words):
+            declared.take({"camera": ["good", "bad\ud800"]}, 2)
+        declared.take({"camera": ["good", "😀"]}, 2)
+
+
+def test_times_of_every_kind() -> None:
+    declared = fields({"name": "at", "type": "datetime", "nullable": True})
+    noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    for one in (
+        datetime(2026, 1, 2, 12),
+        "2026-01-02T12:00",
+        "2026-01-02T13:00+01:00",
+        pd.Timestamp("2026-01-02T12:00:00.000000001"),
+        pd.Timestamp("2026-01-02T13:00", tz="Europe/Berlin"),
+        np.datetime64("2026-01-02T12:00", "ns"),
+        [noon, pd.Timestamp(noon)],
+        np.array(["2026-01-02T12:00"] * 2, "datetime64[ns]"),
+    ):
+        taken = declared.take({"at": one}, 2)["at"]
+        assert taken == [noon] * 2, one
+        assert [type(one) for one in taken] == [datetime] * 2
+    missing = np.array(["NaT", "2026-01-02T12:00"], "datetime64[ns]")
+    assert declared.take({"at": missing}, 2)["at"] == [None, noon]
+    assert declared.take({"at": pd.NaT}, 1)["at"] == [None]
 
 
 def test_tensors_as_field_values() -> None:

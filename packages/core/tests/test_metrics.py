@@ -49,6 +49,11 @@ def test_areas_of_a_worked_example():
     assert metrics.auroc(proba, wrong) == pytest.approx(3 / 4)
 
 
+def test_augrc_of_errors_alone_nears_a_half_from_above():
+    for n, expected in ((1, 1.0), (2, 0.75), (1000, 0.5005)):
+        assert metrics.augrc(np.zeros(n), np.ones(n, bool)) == pytest.approx(expected)
+
+
 def test_augrc_is_what_auroc_and_accuracy_make_it():
     # Traub et al. 2024, up to the discrete sum: (1 - AUROC) a (1 - a) + (1 - a)^2 / 2.
     rng = np.random.default_rng(0)

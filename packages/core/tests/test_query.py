@@ -2,9 +2,11 @@
 
 import math
 import operator
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -94,6 +96,7 @@ def test_filters_mean_what_they_say(
         ("not in (0.2, 0.9)", [0, 1, 0, 0]),
         ([0.2, 0.8], [1, 1, 0, 0]),
         (0.8, [0, 1, 0, 0]),
+        (None, [0, 0, 0, 1]),
         ("is null", [0, 0, 0, 1]),
         ("NOT NULL", [1, 1, 1, 0]),
     ],
@@ -110,7 +113,10 @@ def test_conditions_on_numbers(given: Any, expected: list[int]) -> None:
         ("=='front'", [1, 0, 0]),
         ("!= front", [0, 1, 0]),
         ("in front, rear", [1, 1, 0]),
+        ("in 'front, left', \"rear\"", [0, 1, 0]),
+        ("between 'a' and 'g'", [1, 0, 0]),
         (["rear"], [0, 1, 0]),
+        (None, [0, 0, 1]),
         ("> g", [0, 1, 0]),
         ("is null", [0, 0, 1]),
         ("not null", [1, 1, 0]),
@@ -131,8 +137,120 @@ def test_conditions_on_truth_and_time() -> None:
     assert later.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("bad", ["0.8", "=> 1", ">=", "~ 2", "between 1", ""])
-def test_what_is_no_condition(bad: str) -> None:
+def test_quoted_values_may_hold_commas() -> None:
+    values = pa.array(["a, b", "a", "b", "c", "it's", ""])
+    for one, expected in {
+        "in 'a, b', c": [1, 0, 0, 1, 0, 0],
+        "not in ['a, b', \"it's\"]": [0, 1, 1, 1, 0, 1],
+        "in it's, b": [0, 0, 1, 0, 1, 0],
+        "in (c, '')": [0, 0, 0, 1, 0, 1],
+    }.items():
+        found = Condition.read("camera", one).mask(values)
+        assert found.tolist() == list(map(bool, expected)), one
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([0, 1, 2, 3], np.int32),
+        pa.array([0, 1, 2, 3], pa.int64()),
+        pa.chunked_array([[0], [1, 2, 3]], pa.int64()),
+    ],
+    ids=["numpy", "arrow", "chunked"],
+)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("==1.0", [0, 1, 0, 0]),
+        ("!=1.5", [1, 1, 1, 1]),
+        (1.0, [0, 1, 0, 0]),
+        ("in 0.5, 1.5", [0, 0, 0, 0]),
+        ("not in 0.5, 1", [1, 0, 1, 1]),
+        ([0.5, 2.0], [0, 0, 1, 0]),
+        (">0.5", [0, 1, 1, 1]),
+        ("<=1.5", [1, 1, 0, 0]),
+        ("between 0.5 and 2.5", [0, 1, 1, 0]),
+        ("<1e300", [1, 1, 1, 1]),
+        (">=inf", [0, 0, 0, 0]),
+        (f"in {10**30}", [0, 0, 0, 0]),
+        ("is null", [0, 0, 0, 0]),
+    ],
+)
+def test_conditions_on_whole_numbers(column: Any, given: Any, expected: list[int]) -> None:
+    assert Condition.read("n", given).mask(column).tolist() == list(map(bool, expected))
+
+
+@pytest.mark.parametrize("wrap", [np.array, pa.array])
+def test_large_whole_numbers_compare_exactly(wrap: Any) -> None:
+    first = 1_700_000_000_000_000_001  # as recorded_at; a float cannot tell it from the next
+    values = wrap([first, first + 1])
+    for one, expected in {
+        f"=={first}": [True, False],
+        first: [True, False],
+        np.int64(first): [True, False],
+        f">{first}": [False, True],
+        f"<={first}": [True, False],
+        f"in {first + 1}, 5": [False, True],
+        f"between {first}.5 and {first + 1}": [False, True],
+    }.items():
+        assert Condition.read("recorded_at", one).mask(values).tolist() == expected, one
+
+
+def test_a_date_without_a_zone_is_utc() -> None:
+    time = pa.array(
+        [datetime(2024, 1, 31, 23, 30, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC), None],
+        pa.timestamp("us", "UTC"),
+    )
+    for one in (
+        ">=2024-02-01",
+        "== 2024-02-01T01:00+01:00",
+        datetime(2024, 2, 1),
+        np.datetime64("2024-02-01"),
+        "between 2024-02-01 and 2024-02-02",
+    ):
+        assert Condition.read("at", one).mask(time).tolist() == [False, True, False], one
+    for bad in (">=yesterday", 5, pd.NaT, "between 2024-02-02 and 2024-02-01"):
+        with pytest.raises(StrategyError, match="'at'"):
+            Condition.read("at", bad).mask(time)
+
+
+def test_a_range_goes_upwards() -> None:
+    with pytest.raises(StrategyError, match="'between 0.1 and 0.9'"):
+        FilterConfig.read({"conditions": [{"score": "between 0.9 and 0.1"}]})
+    with pytest.raises(StrategyError, match="nothing lies between"):
+        Condition.read("camera", "between b and a").mask(pa.array(["a"]))
+
+
+def test_unknown_zones_in_conditions_are_named_with_the_closest() -> None:
+    for one in ("==hotspots", "in hotspot, hotspots", ["hotspots"]):
+        with pytest.raises(StrategyError, match="stable_coverage.*closest is hotspot"):
+            FilterConfig.read({"conditions": [{"zone": one}]})
+    assert FilterConfig.validate_dict(
+        {"conditions": [{"zone": "in hotspot"}, {"zone": None}]}
+    ).valid
+
+
+def test_reasons_are_those_that_hold() -> None:
+    rows = [
+        {"score": 0.5, "prediction": 1, "finite": True, "camera": None, "zone": "hotspot"},
+        {"score": 0.9, "prediction": 0, "finite": True, "camera": "a", "zone": "hotspot"},
+        {"score": 0.1, "prediction": 1, "finite": True, "camera": "a", "zone": "stable_coverage"},
+    ]
+    config = FilterConfig.read(
+        {
+            "target_zones": ["hotspot"],
+            "conditions": [{"score": "<0.7", "prediction": 1}, {"camera": None}],
+        }
+    )
+    assert config.describe(columns(rows).__getitem__) == [
+        "zone hotspot or score <0.7 and prediction 1 or camera is null",
+        "zone hotspot",
+        "score <0.7 and prediction 1",
+    ]
+
+
+@pytest.mark.parametrize("bad", ["0.8", "=> 1", ">=", "~ 2", "between 1", "", ["a", None]])
+def test_what_is_no_condition(bad: Any) -> None:
     with pytest.raises(StrategyError):
         FilterConfig.read({"conditions": [{"score": bad}]})
 
@@ -222,6 +340,7 @@ def test_random_draws_within_the_range_and_by_seed() -> None:
         {"method": "random"},
         {"method": "random", "min_value": 1, "max_value": 0},
         {"method": "random", "min_value": 1, "min_per_class": 2},
+        {"method": "random", "min_value": 0, "seed": -1},
         {"method": "class_balanced"},
         {"method": "class_balanced", "min_per_class": 0},
         "random",

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml_debugger.core.errors import ArchiveError, InputError, StoreError
+from ml_debugger.core.layers import architecture_hash
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import LocalRepository, Repository, Scope, Store
 from ml_debugger.core.store.catalogue import SCHEMA
 from ml_debugger.core.store.columns import RECORDED_AT
 from ml_debugger.core.store.inspection import FORMAT, KIND, MANIFEST, Archive, inspected
 from ml_debugger.core.store.interchange import Incoming, to_part
-from ml_debugger.core.store.registration import hash_of
 
 LIBRARIES = ("ml-debugger-core", "torch", "numpy", "pyarrow")
 LONGEST_NAME = 150
@@ -104,7 +104,7 @@ def import_archive(store: Store, file: str | PathLike[str]) -> Imported:
     with inspected(Path(file)) as archive:
         manifest = archive.manifest
         version = ModelVersion(manifest.model_name, manifest.version_name)
-        if hash_of(manifest.architecture) != manifest.architecture_hash:
+        if architecture_hash(manifest.architecture) != manifest.architecture_hash:
             raise ArchiveError(f"{file} is damaged: its architecture does not fit its hash")
         repository = store.register(
             version,

@@ -124,6 +124,7 @@ def query(
         typer.Option(help="A condition such as 'error_proba>=0.8'; more must all hold."),
     ] = None,
     dataset: Annotated[str, typer.Option(help="The dataset_type.")] = "pool",
+    run: Annotated[str | None, typer.Option(help="Only what this run recorded.")] = None,
     diverse: Annotated[bool, typer.Option(help="Spread the choice over the features.")] = False,
     explain: Annotated[bool, typer.Option(help="Say why each was picked.")] = False,
     home: Home = None,
@@ -136,7 +137,8 @@ def query(
     result = _result(store, result_name)
     repository = store.open(ModelVersion(result.model_name, result.version_name))
     epoch = repository.latest_epoch() if result.n_epoch == "all" else result.n_epoch
-    pool = open_pool(repository, Scope(dataset_types=(dataset,), n_epoch=epoch), result)
+    scope = Scope(dataset_types=(dataset,), n_epoch=epoch, runs=None if run is None else (run,))
+    pool = open_pool(repository, scope, result)
     strategy: Any = sort.value
     if zone or where:
         strategy = {"target_zones": zone or None}

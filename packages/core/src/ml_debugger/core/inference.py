@@ -10,7 +10,13 @@ from torch import nn
 from ml_debugger.core import store
 from ml_debugger.core.epochs import resolve_epoch
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
-from ml_debugger.core.layers import architecture_hash, architecture_of, unwrap
+from ml_debugger.core.layers import (
+    Layer,
+    architecture_hash,
+    architecture_of,
+    parse_layers,
+    unwrap,
+)
 from ml_debugger.core.pool import StoredPool, open_pool
 from ml_debugger.core.store import Scope
 from ml_debugger.core.sync import upload
@@ -69,14 +75,10 @@ class InferenceTracer(Tracer):
         self.result = None if result_name is None else _open(result_name, home)
         if self.result is not None:
             _fits(self.result, model, model_name, version_name)
-            layers = self.result.layers
             if target_layers is None:
-                target_layers = layers
-            elif missing := sorted(set(layers) - set(target_layers)):
-                raise InputError(
-                    f"target_layers lacks {', '.join(missing)}, which the result "
-                    f"{self.result.result_name!r} was fitted on; leave target_layers out"
-                )
+                target_layers = self.result.layers
+            elif isinstance(model, nn.Module):
+                _has_layers(parse_layers(target_layers, unwrap(model)), self.result)
         super().__init__(
             model,
             model_name,
@@ -133,11 +135,13 @@ class InferenceTracer(Tracer):
         """
         upload(self._service)
 
-    def _pool(self, dataset_type: str, runs: tuple[str, ...] | None = None) -> StoredPool:
+    def _pool(
+        self, dataset_type: str, runs: tuple[str, ...] | None = None, *, may_mix: bool = False
+    ) -> StoredPool:
         """Return what is recorded of a split in this epoch, judged by the result if any."""
         self.flush()
         scope = Scope(dataset_types=(dataset_type,), n_epoch=self.n_epoch, runs=runs)
-        return open_pool(self._repository, scope, self.result)
+        return open_pool(self._repository, scope, self.result, may_mix=may_mix)
 
 
 def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":
@@ -162,4 +166,16 @@ def _fits(result: "Result", model: Any, model_name: str, version_name: str) -> N
             raise ArchitectureMismatchError(
                 f"the result {result.result_name!r} was fitted on another architecture than this "
                 f"{type(model).__name__}; trace and evaluate this model, and use that result"
+            )
+
+
+def _has_layers(layers: Mapping[str, Layer], result: "Result") -> None:
+    """Refuse to record other layers than those that a result's error model looks at."""
+    for alias, path in result.layers.items():
+        found = layers[alias].text if alias in layers else None
+        if found != path:
+            said = "is not recorded here" if found is None else f"is {found!r} here"
+            raise InputError(
+                f"the result {result.result_name!r} was fitted on the layer {alias!r} at {path!r}, "
+                f"which {said}; leave target_layers out to record what the result needs"
             )

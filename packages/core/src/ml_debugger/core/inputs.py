@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -81,10 +81,7 @@ def _as_id(value: Any, at: int) -> str:
         raise InputError(f"input_ids[{at}] must be str, int or path, got {_short(value)}")
     if not text or len(text) > LONGEST_ID:
         raise InputError(f"input_ids[{at}] must have 1 to {LONGEST_ID} characters, got {len(text)}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"input_ids[{at}] is not valid Unicode text: {error.reason}") from None
+    _check_text(text, f"input_ids[{at}]")
     return text
 
 
@@ -141,7 +138,15 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
 class AdditionalField(BaseModel):
-    """A column that a user adds to the inputs or to the ground truth."""
+    """A column that a user adds to the inputs or to the ground truth.
+
+    Attributes:
+        name: What calls and queries call it.
+        type: What its values are. A `datetime` is a datetime, a pandas Timestamp, a NumPy
+            datetime64 or an ISO 8601 text, kept to the microsecond; without a zone it is UTC.
+        nullable: Whether None is a value.
+        default: What a call that leaves it out gives each input.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -226,7 +231,7 @@ def _column(given: Any, field: AdditionalField, inputs: int) -> list[Any]:
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu().tolist()
     elif isinstance(given, np.ndarray):
-        given = given.tolist()
+        given = _plain(given)
     one_for_all = not isinstance(given, list | tuple)
     values = [given] * inputs if one_for_all else list(given)
     if len(values) != inputs:
@@ -241,30 +246,60 @@ def _column(given: Any, field: AdditionalField, inputs: int) -> list[Any]:
 
 def _as_value(value: Any, field: AdditionalField, where: str) -> Any:
     if isinstance(value, np.generic):
-        value = value.item()
+        value = _plain(value)
+    if field.type == "datetime":
+        value = _as_time(value, where)
     if value is None:
         if field.nullable:
             return None
         raise InputError(f"{where} is None; declare the field nullable to allow that")
     if field.type == "json":
         try:
-            return json.dumps(value, sort_keys=True, allow_nan=False)
+            text = json.dumps(value, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"{where} is not JSON: {error}") from None
+        if "\\ud" in text:  # perhaps half a surrogate, which other readers of JSON refuse
+            _check_text(json.dumps(value, ensure_ascii=False), where)
+        return text
     if field.type == "float" and type(value) is int:
         return float(value)
-    if field.type == "datetime" and isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise InputError(f"{where} is not an ISO 8601 date: {_short(value)}") from None
     if type(value) is not _TYPES[field.type]:
         raise InputError(f"{where} must be {field.type}, got {_short(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{where} must fit 64 bits, got {value}")
     if isinstance(value, float) and math.isinf(value):
         raise InputError(f"{where} must be finite or NaN, got {value}")
+    if isinstance(value, str):
+        _check_text(value, where)
     return value
+
+
+def _plain(value: np.ndarray[Any, Any] | np.generic) -> Any:
+    # of nanoseconds NumPy would make ints
+    return (value.astype("datetime64[us]") if value.dtype.kind == "M" else value).tolist()
+
+
+def _as_time(value: Any, where: str) -> Any:
+    """Return a datetime with a zone; what is no time at all comes back as it is."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InputError(f"{where} is not an ISO 8601 date: {_short(value)}") from None
+    if not isinstance(value, datetime):
+        return value
+    if value != value:  # pandas' NaT
+        return None
+    if type(value) is not datetime:  # a pandas Timestamp, which may hold nanoseconds
+        value = datetime.combine(value.date(), value.timetz())
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is not valid Unicode text: {error.reason}") from None
 
 
 def _short(value: Any) -> str:

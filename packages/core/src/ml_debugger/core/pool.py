@@ -1,15 +1,17 @@
 """What a query looks at: a split's records, beside what a result says of them."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ml_debugger.core.records import Array, Batch, owners
+from ml_debugger.core.inputs import AdditionalField
+from ml_debugger.core.records import Array, Batch, TaskSchema, owners
 from ml_debugger.core.store import Repository, Scope
+from ml_debugger.core.store.columns import to_arrow
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -96,20 +98,34 @@ class StoredPool(_Owned):
         return self.records.column(f"predicted/{name}", rows)
 
 
-def open_pool(repository: Repository, scope: Scope, result: "Result | None") -> StoredPool:
+def open_pool(
+    repository: Repository, scope: Scope, result: "Result | None", *, may_mix: bool = False
+) -> StoredPool:
     """Return what is recorded in a scope, judged by a result if one is given.
 
-    Records that the result has not judged yet are judged now, and that is kept with them.
+    Records that the result has not judged yet are judged now, and that is kept with them. Records
+    of several runs may come from different weights, so a warning names the runs.
+
+    Args:
+        repository: Where to look.
+        scope: What to look at.
+        result: The evaluation to judge by, or None.
+        may_mix: Whether several runs are nothing to warn of, unless they recorded the same ids.
     """
     records = repository.records(scope)
     if result is not None:
         from ml_debugger.core.evaluation.scoring import score_missing
 
         score_missing(records, result)
-    if len(records.runs) > 1 and records.replaced:
+    if len(records.runs) > 1 and (records.replaced or not may_mix):
+        said = (
+            f"{records.replaced} were replaced by a later record of the same id"
+            if records.replaced
+            else "no id was replaced, so all of them count"
+        )
         warnings.warn(
-            f"{records.replaced} records were made again in a later run "
-            f"({', '.join(records.runs)}); the newest of each id is used. Select one with run=",
+            f"the records come from {len(records.runs)} runs ({', '.join(records.runs)}), perhaps "
+            f"of different weights; {said}. A query can keep to one run with run=",
             stacklevel=4,
         )
     return StoredPool(records, result)
@@ -118,8 +134,21 @@ def open_pool(repository: Repository, scope: Scope, result: "Result | None") -> 
 class BatchPool(_Owned):
     """One batch, as it was just captured."""
 
-    def __init__(self, batch: Batch, run: str, result: "Result | None") -> None:
-        """Look at a batch; waits until its tensors hold their values."""
+    def __init__(
+        self,
+        batch: Batch,
+        run: str,
+        result: "Result | None",
+        fields: Mapping[str, AdditionalField],
+    ) -> None:
+        """Look at a batch; waits until its tensors hold their values.
+
+        Args:
+            batch: As it was handed to the writer.
+            run: The run it belongs to.
+            result: The evaluation to judge it by, or None.
+            fields: The declared fields, by name: their types are those of the store.
+        """
         if batch.ready is not None:
             batch.ready()
         counts = batch.predicted.counts
@@ -130,8 +159,10 @@ class BatchPool(_Owned):
             "run": _constant(run, batch),
             "n_epoch": pa.array([batch.n_epoch] * len(batch.input_ids), pa.int64()),
             "recorded_at": np.full(len(batch.input_ids), batch.recorded_at),
-            **{name: pa.array(list(values)) for name, values in batch.fields.items()},
         }
+        for name, field in fields.items():
+            values = batch.fields.get(name, [None] * len(batch.input_ids))
+            self._inputs[name] = to_arrow(list(values), field.type, f"field {name!r}")
         self._units = {name: t.numpy() for name, t in batch.predicted.columns.items()}
         if result is not None:
             from ml_debugger.core.evaluation.scoring import of_batch
@@ -144,8 +175,23 @@ class BatchPool(_Owned):
         return self._units[name] if name in self._units else self.expand(self._inputs[name])
 
 
+def empty_columns(schema: TaskSchema, fields: Mapping[str, AdditionalField]) -> dict[str, Any]:
+    """Return the columns that a query may name, of their types and without a row."""
+    text = pa.array([], pa.string())
+    return {
+        **dict.fromkeys(("input_id", "dataset_type", "run"), text),
+        "n_epoch": pa.array([], pa.int64()),
+        "recorded_at": np.array([], np.int64),
+        **{column.name: np.array([], column.type) for column in schema.extracted_feature},
+        **{name: to_arrow([], field.type, name) for name, field in fields.items()},
+        **dict.fromkeys(("error_proba", "outlier"), np.array([], np.float32)),
+        "unstable": np.array([], np.bool_),
+        "zone": zone_names(np.array([], np.int8)),
+    }
+
+
 def _constant(value: str, batch: Batch) -> Any:
-    return pa.array([value] * len(batch.input_ids))
+    return pa.array([value] * len(batch.input_ids), pa.string())
 
 
 def _queryable(names: Iterable[str]) -> dict[str, str]:

@@ -253,6 +253,8 @@ def _time(value: Any) -> Decimal:
     if isinstance(value, np.datetime64):
         value = str(value)
     at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    if at != at:
+        raise ValueError("pandas' NaT")
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
     return Decimal((at - _EPOCH) // timedelta(microseconds=1))
 
@@ -272,7 +274,8 @@ def _compare(op: str, values: Any, wanted: Any, kind: _Kind) -> Any:
         return np.asarray(pc.fill_null(found, False))
     if kind is _WHOLE or kind is _TIME:
         return _compare_whole(op, values, wanted)
-    return _COMPARE[op](values, wanted)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to it
+        return _COMPARE[op](values, wanted)
 
 
 def _compare_whole(op: str, values: NDArray[Any], wanted: Decimal) -> NDArray[np.bool_]:
@@ -296,7 +299,8 @@ def _inside(values: Any, wanted: Sequence[Any], kind: _Kind) -> NDArray[np.bool_
         limits = np.iinfo(values.dtype)
         inside = [one for one in wanted if limits.min <= one <= limits.max]
         wanted = [int(one) for one in inside if one == one.to_integral_value()]
-    return np.isin(values, np.array(wanted, values.dtype))
+    with np.errstate(over="ignore"):
+        return np.isin(values, np.array(wanted, values.dtype))
 
 
 class FilterConfig(Config):

@@ -21,14 +21,14 @@ class SamplingConfig(Config):
             takes a share for each predicted class, in the candidates' order.
         min_per_class: How many of each class to aim for, 'class_balanced' only. Not a guarantee:
             a class may have fewer candidates, and the number wanted may be reached first.
-        seed: Of the random draw, 'random' only; None draws differently each time.
+        seed: Of the random draw, 0 or more, 'random' only; None draws differently each time.
         min_value: Smallest rank value, inclusive. 'random' needs this or `max_value`.
         max_value: Largest rank value, inclusive.
     """
 
     method: Literal["random", "class_balanced"]
     min_per_class: int | None = Field(default=None, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0)
     min_value: float | None = None
     max_value: float | None = None
 

@@ -1,5 +1,6 @@
 """Pick inputs from a pool: match, rank, draw, spread."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ def _deepest_layer(pool: StoredPool) -> str:
 def _explained(
     pool: StoredPool, strategy: str | FilterConfig, ids: list[Any], order: Any, values: Any
 ) -> Any:
+    @cache  # read once, not for every row
     def column(name: str) -> Any:
         found = pool.column(name)
         arrow = isinstance(found, pa.Array | pa.ChunkedArray)
@@ -99,7 +101,7 @@ def _explained(
         way = "highest" if SORTS[strategy] else "lowest"
         reasons = [f"{way} error_proba, place {at}" for at in range(1, len(order) + 1)]
     elif one_unit:
-        reasons = [strategy.describe(column, row) for row in range(len(order))]
+        reasons = strategy.describe(column)
     else:
         reasons = ["one of its units matches"] * len(order)
     return _frame(ids, values, zones, reasons)

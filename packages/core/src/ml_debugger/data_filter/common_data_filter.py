@@ -8,8 +8,8 @@ from torch import nn
 
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.inference import InferenceTracer
-from ml_debugger.core.pool import ESTIMATED, BatchPool
-from ml_debugger.core.query import FilterConfig, read_strategy
+from ml_debugger.core.pool import ESTIMATED, BatchPool, empty_columns
+from ml_debugger.core.query import Condition, FilterConfig, read_strategy
 from ml_debugger.core.records import Batch
 from ml_debugger.core.sampling import SamplingConfig
 from ml_debugger.core.selection import NEEDS_RESULT, select
@@ -134,7 +134,8 @@ class CommonDataFilter(InferenceTracer):
             sampling: Draw from the candidates instead of taking the first.
             diverse: Spread the choice over the features of the last layer, by greedy k-centre
                 among the first `4 * n_data` candidates.
-            run: Only what this run recorded.
+            run: Only what this run recorded. Without it a warning names the runs, if several
+                recorded the split: they may be of different weights.
             explain: Return a frame instead: `input_id`, `rank_value`, `zone`, `reason`.
 
         Returns:
@@ -145,6 +146,8 @@ class CommonDataFilter(InferenceTracer):
             InputError: `n_data` is not a positive int, or an id cannot be cast.
         """
         pool = self._pool(dataset_type, None if run is None else (run,))
+        if not pool.records.inputs and isinstance(strategy, Mapping | FilterConfig):
+            self._check_types(FilterConfig.read(strategy))
         return select(
             pool,
             n_data,
@@ -159,11 +162,17 @@ class CommonDataFilter(InferenceTracer):
         """Refuse a filter that no call could be judged by."""
         if self.result is None and config.columns & ESTIMATED:
             raise StrategyError(f"filter_config {NEEDS_RESULT}")
-        known = {"input_id", "dataset_type", "n_epoch", "run", "recorded_at", *ESTIMATED}
-        known |= {column.name for column in self.schema.extracted_feature}
-        read_strategy(config, known=sorted(known | set(self._fields.fields)))
+        read_strategy(config, known=sorted(empty_columns(self.schema, self._fields.fields)))
+        self._check_types(config)
+
+    def _check_types(self, config: FilterConfig) -> None:
+        """Refuse values that cannot be compared with their column, before there is a row."""
+        columns = empty_columns(self.schema, self._fields.fields)
+        for one in config.conditions or ():
+            for name in columns.keys() & one.keys():
+                Condition.read(name, one[name]).mask(columns[name])
 
     def _flags(self, batch: Batch, config: FilterConfig) -> list[bool | None]:
         """Judge one batch by the same estimates and comparisons as `query`."""
-        pool = BatchPool(batch, self.run, self.result)
+        pool = BatchPool(batch, self.run, self.result, self._fields.fields)
         return cast("list[bool | None]", pool.any_unit(config.matches(pool.column)).tolist())

@@ -352,8 +352,7 @@ class TaskContract(ABC):
         """A deployed model is recorded without ids and without ground truth.
 
         Troubleshooting: the logger derives from `MonitoringLogger` first, and then from the
-        class with your `parse_output`. Where the number of inputs cannot be told from the first
-        tensor of the model's input, say so in your documentation: ids are then needed.
+        class with your `parse_output`. Ids are made for as many inputs as the output holds.
         """
         model_input, _ = self.batch()
         with self._open("logger", self.model()) as logger:

@@ -71,9 +71,10 @@ def aurc(proba: Array, wrong: Array) -> float:
 
 
 def augrc(proba: Array, wrong: Array) -> float:
-    """Return the mean generalised risk over all coverages, in [0, 0.5], lower is better.
+    """Return the mean generalised risk over all coverages, in [0, 1], lower is better.
 
-    The average risk of an undetected failure (Traub et al. 2024). nan without units.
+    The average risk of an undetected failure (Traub et al. 2024). Even where every unit is wrong
+    it nears 0.5 as units grow many; one wrong unit alone gives 1. nan without units.
     """
     return _mean(risk_coverage_curve(proba, wrong).undetected)
 

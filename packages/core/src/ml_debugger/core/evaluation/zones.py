@@ -141,8 +141,8 @@ class ZoneRules(BaseModel):
         notes = []
         if stable is None:
             notes.append(
-                f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; evaluate "
-                "more units, or accept a larger stable_risk"
+                f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; "
+                "evaluate more units, or accept a larger stable_risk"
             )
         else:
             rules.append(

@@ -1,6 +1,5 @@
 """What a model name and a version name stand for, and what may change about it."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -10,6 +9,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from ml_debugger.core.errors import ArchitectureMismatchError, InputError
+from ml_debugger.core.layers import architecture_hash
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store.columns import FIELD_TYPES
 from ml_debugger.core.store.tables import ChunkRow, ModelRow, VersionRow
@@ -81,11 +81,6 @@ def _merged_layers(
     return json.dumps(merged)
 
 
-def hash_of(architecture: Sequence[str]) -> str:
-    """Return what identifies an architecture."""
-    return hashlib.sha256("\n".join(architecture).encode()).hexdigest()
-
-
 def _model(
     session: Session, version: ModelVersion, architecture: list[str], *, recreate: bool
 ) -> ModelRow:
@@ -93,7 +88,7 @@ def _model(
     model = session.exec(select(ModelRow).where(ModelRow.name == name)).first()
     if model is None:
         model = ModelRow(name=name, architecture="", architecture_hash="")
-    elif model.architecture_hash == hash_of(architecture):
+    elif model.architecture_hash == architecture_hash(architecture):
         return model
     else:
         difference = _difference(json.loads(model.architecture), architecture)
@@ -109,7 +104,7 @@ def _model(
                 f"{other!r} has records: {difference}. Use a new model_name"
             )
     model.architecture = json.dumps(architecture)
-    model.architecture_hash = hash_of(architecture)
+    model.architecture_hash = architecture_hash(architecture)
     session.add(model)
     session.flush()
     return model
