@@ -124,7 +124,7 @@ def test_a_list_is_one_json_value_an_input() -> None:
         ("str", None),
         ("str", "bad\ud800"),
         ("json", {"deep": ["bad\ud800"]}),
-        ("datetime", np.datetime64("NaT")),
+        ("datetime", np.datetime64("NaT", "ns")),
         ("int", np.datetime64(1, "ns")),
     ],
 )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.estimator import Estimates
 from ml_debugger.core.evaluation.zones import ZONES, Zone, ZoneRule, ZoneRules, zone_table
 
@@ -63,7 +64,7 @@ def test_borders_are_the_best_by_brute_force(evaluated, rules):
         hit = (wrong & (p >= border)).sum()
         return 2 * hit / ((p >= border).sum() + wrong.sum())
 
-    hot = border(rules, Zone.HOTSPOT)
+    hot = border(rules, Zone.CRITICAL_HOTSPOT)
     best = max(np.unique(p), key=f1)
     assert hot == pytest.approx(np.clip(best, wrong.mean(), 0.6))
     assert border(rules, Zone.CRITICAL_HOTSPOT, "score") == pytest.approx(np.quantile(right, 0.25))
@@ -78,7 +79,13 @@ def test_borders_are_the_best_by_brute_force(evaluated, rules):
         / (((p <= t) & (score >= low)).sum() + 1)
         <= 0.01
     ]
-    assert border(rules, Zone.STABLE_COVERAGE, end=1) == pytest.approx(max(kept))
+    stable = border(rules, Zone.STABLE_COVERAGE, end=1)
+    assert stable == pytest.approx(max(kept))
+    rest = (p > stable) | (score < low)
+    cool = [t for t in np.unique(p[rest]) if t < hot and wrong[rest & (p <= t)].mean() <= 0.1]
+    warm = border(rules, Zone.HOTSPOT)
+    assert warm == pytest.approx(min(q for q in [*p[rest], hot] if q > max(cool)))
+    assert stable < warm < hot
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_borders_are_the_best_by_brute_force(evaluated, rules):
         ("critical_hotspot", 0.9, 0.99, 0.001, True),
         ("aleatoric_hotspot", 0.0, 0.99, 0.005, False),
         ("aleatoric_hotspot", 0.9, 0.5, 0.05, True),
-        ("operational_coverage", 0.2, 0.5, 0.05, True),
+        ("operational_coverage", 0.08, 0.5, 0.05, True),
         ("hotspot", 0.9, 0.5, 0.5, True),
         ("recessive_hotspot", 0.9, 0.5, 0.5, False),
         ("stable_coverage", 0.0, 0.99, 0.5, True),
@@ -175,7 +182,7 @@ def test_any_evaluation_gives_usable_rules(seed, n, rate):
     some = estimates(p, unstable=True)
     rules = ZoneRules.fit(some, score, wrong)
     hot = border(rules, Zone.HOTSPOT)
-    assert 0.1 <= hot <= 0.6
+    assert 0.1 <= hot <= border(rules, Zone.CRITICAL_HOTSPOT) <= 0.6
     zones = rules.assign(some, score)
     stable = zones == ZONES.index(Zone.STABLE_COVERAGE)
     assert np.isfinite(score[stable]).all()
@@ -183,6 +190,33 @@ def test_any_evaluation_gives_usable_rules(seed, n, rate):
     if stable.any():
         assert wrong[stable].mean() <= 0.05
     assert len(rules.describe()) == len(rules.rules)
+
+
+def test_classes_with_enough_units_have_stable_borders_of_their_own():
+    """Half of the units are of a class that is wrong ten times as often at the same p."""
+    rng = np.random.default_rng(0)
+    n = 6000
+    classes, p = rng.integers(0, 2, n), rng.uniform(0, 0.2, n)
+    wrong = rng.random(n) < p * np.where(classes == 1, 1.0, 0.1)
+    score = np.full(n, 0.9)
+    one = ZoneRules.fit(estimates(p), score, wrong)
+    own = ZoneRules.fit(estimates(p), score, wrong, classes)
+    rates = {}
+    for name, rules in (("one", one), ("own", own)):
+        stable = rules.assign(estimates(p), score, classes) == 0
+        rates[name] = [wrong[stable & (classes == c)].mean() for c in (0, 1)]
+    assert rates["one"][1] > 0.012
+    assert max(rates["own"]) <= 0.01
+    assert any("predicted 1" in line for line in own.describe())
+    with pytest.raises(InputError, match="no predictions"):
+        own.assign(estimates(p), score)
+    few = ZoneRules.fit(estimates(p[:200]), score[:200], wrong[:200], classes[:200])
+    assert all(rule.prediction is None for rule in few.rules)
+
+
+def test_few_units_are_said_to_be_too_few():
+    rules = ZoneRules.fit(estimates([0.5]), np.array([0.9]), np.array([False]))
+    assert "too few to set borders" in rules.notes[0]
 
 
 def test_table_counts_every_zone():

@@ -1,32 +1,54 @@
-"""The contracts of ml-debugger, and what task packages build on."""
+"""The contracts of ml-debugger, and what task packages build on.
 
+Names are resolved when they are asked for: importing a tracer need not wait for the store's
+libraries, and where only NumPy is, `ml_debugger.core.evaluation.edge` still works.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-# Capture
-from ml_debugger.core.capture import Activations, Capture
-from ml_debugger.core.checkup import Checkup
-
-# Errors
-from ml_debugger.core.errors import MLDebuggerError
-
-# Query
-from ml_debugger.core.query import FilterConfig
-
-# Records
-from ml_debugger.core.records import Array, Batch, Column, ModelVersion, TaskSchema, Units, owners
-
-# Storage
-from ml_debugger.core.store import Repository, Scope
-
-# Tasks
-from ml_debugger.core.task import CONTRACT, Task
-from ml_debugger.core.tracer import Tracer
-
 if TYPE_CHECKING:
-    from ml_debugger.core.store import Store
+    # Capture
+    from ml_debugger.core.capture import Activations, Capture
+    from ml_debugger.core.checkup import Checkup
+
+    # Errors
+    from ml_debugger.core.errors import MLDebuggerError
+
+    # Query
+    from ml_debugger.core.query import FilterConfig
+
+    # Records
+    from ml_debugger.core.records import (
+        Array,
+        Batch,
+        Column,
+        ModelVersion,
+        TaskSchema,
+        Units,
+        owners,
+    )
+
+    # Storage
+    from ml_debugger.core.store import Repository, Scope, Store
+
+    # Tasks
+    from ml_debugger.core.task import CONTRACT, Task
+    from ml_debugger.core.tracer import Tracer
 
 __version__ = version("ml-debugger-core")
+
+_HOMES = {
+    "capture": ("Activations", "Capture"),
+    "checkup": ("Checkup",),
+    "errors": ("MLDebuggerError",),
+    "query": ("FilterConfig",),
+    "records": ("Array", "Batch", "Column", "ModelVersion", "TaskSchema", "Units", "owners"),
+    "store": ("Repository", "Scope", "Store"),
+    "task": ("CONTRACT", "Task"),
+    "tracer": ("Tracer",),
+}
 
 __all__ = [
     "CONTRACT",
@@ -52,9 +74,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only this one brings SQLAlchemy, for which importing a tracer need not wait.
-    if name == "Store":
-        from ml_debugger.core.store import Store
-
-        return Store
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -80,7 +80,8 @@ class Evaluator:
                 epoch, or "all".
             options: `dataset_type` and `run` (a name or several: what to evaluate; by default
                 every data set but "train"), `zones` (rules instead of fitted ones), `stable_risk`
-                (error rate that `stable_coverage` may have, 0.01), `seed`, `max_references`,
+                and `operational_risk` (error rates that `stable_coverage`, 0.01, and
+                `operational_coverage`, 0.1, may have), `seed`, `max_references`,
                 `error_proba_thresh`, `class_names` (for reports).
 
         Returns:

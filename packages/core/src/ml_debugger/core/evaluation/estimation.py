@@ -115,7 +115,12 @@ def estimate(
         **settings,
     )
     rules = options.zones or ZoneRules.fit(
-        found, units.score[rows], wrong[rows], stable_risk=options.stable_risk
+        found,
+        units.score[rows],
+        wrong[rows],
+        units.prediction[rows],
+        stable_risk=options.stable_risk,
+        operational_risk=options.operational_risk,
     )
     part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
     observations = observations.take(part)
@@ -168,7 +173,7 @@ class _Collected:
 
     def put(self, rows: NDArray[np.int64], found: Estimates) -> None:
         units = self._units
-        zones = self._rules.assign(found, units.score[rows])
+        zones = self._rules.assign(found, units.score[rows], units.prediction[rows])
         codes = self._coder(units.prediction[rows], units.target[rows], zones, found)
         self.error_proba[rows] = found.error_proba
         self.outlier[rows] = found.outlier

@@ -25,6 +25,7 @@ class EvaluationOptions(BaseModel):
         run: Evaluate records of this run, or of these; all by default.
         zones: Rules to use in place of those found in the data, as `Result.rules` gives them.
         stable_risk: Error rate that `stable_coverage` may have, in (0, 1).
+        operational_risk: Error rate that `operational_coverage` may have, in (0, 1).
         seed: Another seed draws other folds and references.
         max_references: Most units that others are compared with; bounds memory and time.
         error_proba_thresh: How certain a detection's error type must be to be shown as certain,
@@ -38,6 +39,7 @@ class EvaluationOptions(BaseModel):
     run: Names | None = None
     zones: ZoneRules | None = None
     stable_risk: float = Field(default=0.01, gt=0, lt=1)
+    operational_risk: float = Field(default=0.1, gt=0, lt=1)
     seed: StrictInt = Field(default=0, ge=0, lt=2**32)
     max_references: StrictInt = Field(default=4096, ge=10)
     error_proba_thresh: float = Field(default=0.8, ge=0, le=1)

@@ -131,6 +131,39 @@ class SavedResult:
     def __bool__(self) -> bool:
         return True  # a result is something, however many units it has
 
+    def export_scorer(self, folder: str | os.PathLike[str]) -> Path:
+        """Write what it takes to judge new units where only NumPy is, on an edge device.
+
+        There, `Scorer.load(folder)` of `ml_debugger.core.evaluation.edge` reads it. None of the
+        evaluated units is named in it; of its references it holds the scaled features.
+
+        Args:
+            folder: Made if it is not there; a scorer in it is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        from safetensors.numpy import save_file
+
+        from ml_debugger.core.errors import StoreError
+        from ml_debugger.core.evaluation import edge
+
+        place = Path(folder)
+        rules = self.rules.model_dump(mode="json")["rules"]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            save_file(files.read_arrays(self.folder), str(place / edge.ARRAYS))
+            (place / edge.SETTINGS).write_text(
+                edge.settings_of(self.estimator, rules, self.result_name, self.layers),
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise StoreError(f"cannot write a scorer to {place}: {error}") from error
+        return place
+
     def to_arrow(self) -> pa.Table:
         """Return all units as an Arrow table."""
         return self._units

@@ -50,7 +50,9 @@ def judge(column: Callable[[str], Array | None], result: "Result") -> dict[str, 
         "error_proba": estimates.error_proba,
         "outlier": estimates.outlier,
         "unstable": estimates.unstable,
-        "zone": result.rules.assign(estimates, observations.score),
+        "zone": result.rules.assign(
+            estimates, observations.score, observations.prediction
+        ),
     }
 
 

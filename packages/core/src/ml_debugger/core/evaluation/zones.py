@@ -1,38 +1,22 @@
 """The six zones: an ordered list of rules over score, error probability and outlier score."""
 
-from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
 from ml_debugger.core.evaluation.estimator import Estimates
 from ml_debugger.core.evaluation.metrics import wilson_interval
+from ml_debugger.core.evaluation.zoning import ZONES, Zone, assign_zones, finite_score
+
+__all__ = ["ZONES", "Risks", "Zone", "ZoneRule", "ZoneRules", "zone_table"]
 
 _FEW = 5
+_FEW_UNITS = 20
 _LARGEST_RISK = 0.05
-
-
-class Zone(StrEnum):
-    """How a unit stands to what the model knows; the hot zones are worth collecting data for."""
-
-    STABLE_COVERAGE = "stable_coverage"
-    OPERATIONAL_COVERAGE = "operational_coverage"
-    HOTSPOT = "hotspot"
-    RECESSIVE_HOTSPOT = "recessive_hotspot"
-    CRITICAL_HOTSPOT = "critical_hotspot"
-    ALEATORIC_HOTSPOT = "aleatoric_hotspot"
-
-    @property
-    def is_hot(self) -> bool:
-        """Whether its units are to be looked at."""
-        return self.value.endswith("hotspot")
-
-
-#: The zones by the number that `ZoneRules.assign` gives them.
-ZONES = tuple(Zone)
+_LEAST_HOT = 0.1
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -54,6 +38,7 @@ class ZoneRule(BaseModel):
         outlier: Lowest and highest outlier p-value, both included; small means unlike all
             evaluated units.
         unstable: Whether the neighbours are split or the layers disagree.
+        prediction: The predicted classes that the rule is about.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,18 +48,7 @@ class ZoneRule(BaseModel):
     error_proba: Range | None = None
     outlier: Range | None = None
     unstable: bool | None = None
-
-    def meets(self, estimates: Estimates, score: Floats) -> NDArray[np.bool_]:
-        """Tell which units meet all conditions, shape (n,)."""
-        met = np.ones(len(score), np.bool_)
-        ranges = (self.score, self.error_proba, self.outlier)
-        values: tuple[Array, ...] = (score, estimates.error_proba, estimates.outlier)
-        for allowed, value in zip(ranges, values, strict=True):
-            if allowed is not None:
-                # A comparison with nan is false: an unknown value meets no condition.
-                exact = value.astype(np.float64)
-                met &= (exact >= allowed[0]) & (exact <= allowed[1])
-        return met if self.unstable is None else met & (estimates.unstable == self.unstable)
+    prediction: tuple[int, ...] | None = Field(default=None, min_length=1)
 
     def describe(self) -> str:
         """Say the rule in a sentence, with rounded numbers."""
@@ -82,6 +56,8 @@ class ZoneRule(BaseModel):
         parts = [_between(name, getattr(self, field)) for field, name in names.items()]
         if self.unstable is not None:
             parts.append("unstable" if self.unstable else "stable neighbours")
+        if self.prediction is not None:
+            parts.append(f"predicted {_listed(self.prediction)}")
         said = [part for part in parts if part]
         return f"{self.zone.value}: {' and '.join(said) if said else 'everything else'}"
 
@@ -106,19 +82,34 @@ class ZoneRules(BaseModel):
 
     @classmethod
     def fit(
-        cls, estimates: Estimates, score: Array, wrong: Array, *, stable_risk: float = 0.01
+        cls,
+        estimates: Estimates,
+        score: Array,
+        wrong: Array,
+        prediction: Array | None = None,
+        *,
+        stable_risk: float = 0.01,
+        operational_risk: float = 0.1,
     ) -> Self:
         """Set the borders by evaluated units.
 
+        Hot is what is at least as likely wrong as the border that finds errors best (F1);
+        where less than that would leave too many errors in `operational_coverage`, that border
+        is lower, but for `critical_hotspot`. `stable_coverage` reaches as far as its risk
+        allows, for each predicted class by itself where there are enough units of it: a common
+        border would let classes that are often wrong exceed what the others save.
+
         Args:
-            estimates: Of the evaluated units, each made without its own label.
+            estimates: Of the evaluated units, each by a fit to the other folds.
             score: Max softmax or box score, shape (n,).
             wrong: Whether each prediction was wrong, shape (n,).
+            prediction: Predicted classes, shape (n,); None sets no borders by class.
             stable_risk: The error rate that `stable_coverage` may have. Few units cannot tell a
                 small one; the border then keeps to 3/n, at most 5 %.
+            operational_risk: The error rate that `operational_coverage` may have.
         """
         p = estimates.error_proba.astype(np.float64)
-        score, wrong = _score(score), np.asarray(wrong, np.bool_)
+        score, wrong = finite_score(score), np.asarray(wrong, np.bool_)
         known = np.isfinite(score)
         p, score, wrong = p[known], score[known], wrong[known]
         hot = _hot_border(p, wrong)
@@ -127,48 +118,54 @@ class ZoneRules(BaseModel):
             (float(v) for v in np.quantile(right, [0.1, 0.25])) if len(right) else (1.0,) * 2
         )
         risk = max(stable_risk, min(3 / max(len(p), 1), _LARGEST_RISK))
-        accepted = score >= low
-        stable = _stable_border(p[accepted], wrong[accepted], risk, below=hot)
+        sure = score >= low
+        border = _stable_border(p[sure], wrong[sure], risk, below=hot)
+        own: dict[int, float | None] = {}
+        if prediction is not None:
+            classes = np.asarray(prediction)[known]
+            own = _borders_by_class(p[sure], wrong[sure], classes[sure], risk, below=hot)
+        stable = _stable_rules(border, own, (low, 1.0))
+        zones = assign_zones(
+            [rule.model_dump(mode="json") for rule in stable],
+            {"score": score, "error_proba": p, "outlier": p, "unstable": wrong},
+            classes if own else None,
+        )
+        rest = zones != ZONES.index(Zone.STABLE_COVERAGE)
+        least = max([_LEAST_HOT, *(end for end in (border, *own.values()) if end is not None)])
+        warm = _operational_border(p[rest], wrong[rest], operational_risk, below=hot, least=least)
 
-        risky = (hot, 1.0)
         rules = [
-            ZoneRule(zone=Zone.CRITICAL_HOTSPOT, error_proba=risky, score=(high, 1.0)),
+            ZoneRule(zone=Zone.CRITICAL_HOTSPOT, error_proba=(hot, 1.0), score=(high, 1.0)),
             ZoneRule(zone=Zone.ALEATORIC_HOTSPOT, outlier=(0.0, 0.01)),
-            ZoneRule(zone=Zone.ALEATORIC_HOTSPOT, error_proba=risky, outlier=(0.0, 0.1)),
-            ZoneRule(zone=Zone.HOTSPOT, error_proba=risky, unstable=True),
-            ZoneRule(zone=Zone.RECESSIVE_HOTSPOT, error_proba=risky),
+            ZoneRule(zone=Zone.ALEATORIC_HOTSPOT, error_proba=(warm, 1.0), outlier=(0.0, 0.1)),
+            ZoneRule(zone=Zone.HOTSPOT, error_proba=(warm, 1.0), unstable=True),
+            ZoneRule(zone=Zone.RECESSIVE_HOTSPOT, error_proba=(warm, 1.0)),
+            *stable,
+            ZoneRule(zone=Zone.OPERATIONAL_COVERAGE),
         ]
-        notes = []
-        if stable is None:
-            notes.append(
-                f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; "
-                "evaluate more units, or accept a larger stable_risk"
-            )
-        else:
-            rules.append(
-                ZoneRule(zone=Zone.STABLE_COVERAGE, error_proba=(0.0, stable), score=(low, 1.0))
-            )
-            if risk > stable_risk:
-                notes.append(
-                    f"{len(p)} units are too few to tell an error rate of {stable_risk:.2g}: "
-                    f"stable_coverage keeps to {risk:.2g}"
-                )
-        rules.append(ZoneRule(zone=Zone.OPERATIONAL_COVERAGE))
+        notes = _notes(rules, len(p), risk, Risks(stable_risk, operational_risk))
         return cls(rules=tuple(rules), notes=tuple(notes))
 
-    def assign(self, estimates: Estimates, score: Array) -> NDArray[np.int8]:
-        """Return the zone of each unit as a position in `ZONES`, shape (n,)."""
-        score = _score(score)
-        operational = ZONES.index(Zone.OPERATIONAL_COVERAGE)
-        zones = np.full(len(score), operational, np.int8)
-        free = np.ones(len(score), np.bool_)
-        for rule in self.rules:
-            met = free & rule.meets(estimates, score)
-            zones[met] = ZONES.index(rule.zone)
-            free &= ~met
-        unknown = ~(np.isfinite(score) & np.isfinite(estimates.error_proba))
-        zones[unknown & (zones == ZONES.index(Zone.STABLE_COVERAGE))] = operational
-        return zones
+    def assign(
+        self, estimates: Estimates, score: Array, prediction: Array | None = None
+    ) -> NDArray[np.int8]:
+        """Return the zone of each unit as a position in `ZONES`, shape (n,).
+
+        Args:
+            estimates: Of the units.
+            score: Max softmax or box score, shape (n,).
+            prediction: Predicted classes, shape (n,); needed where rules are about classes.
+
+        Raises:
+            InputError: Rules are about predicted classes, and there are none.
+        """
+        columns = {
+            "score": score,
+            "error_proba": estimates.error_proba,
+            "outlier": estimates.outlier,
+            "unstable": estimates.unstable,
+        }
+        return assign_zones([r.model_dump(mode="json") for r in self.rules], columns, prediction)
 
     def describe(self) -> list[str]:
         """Say each rule in a sentence."""
@@ -210,12 +207,6 @@ def zone_table(zones: Array, wrong: Array, score: Array) -> list[dict[str, Any]]
     return rows
 
 
-def _score(score: Array) -> Floats:
-    """Return scores as numbers in 0..1, which rounding may have left; nan where not finite."""
-    score = np.asarray(score, np.float64)
-    return np.where(np.isfinite(score), np.clip(score, 0.0, 1.0), np.nan)
-
-
 def _hot_border(p: Floats, wrong: Array) -> float:
     """Return the error probability from which on a unit is hot: the best F1 for errors.
 
@@ -229,7 +220,7 @@ def _hot_border(p: Floats, wrong: Array) -> float:
     found, flagged = np.cumsum(wrong[order])[last], np.arange(1, len(p) + 1)[last]
     best = int(np.argmax(2 * found / (flagged + errors)))
     rate = (errors + 0.5) / (len(p) + 1)
-    return float(np.clip(p[order][last][best], max(0.1, min(rate, 0.5)), 0.6))
+    return float(np.clip(p[order][last][best], max(_LEAST_HOT, min(rate, 0.5)), 0.6))
 
 
 def _stable_border(p: Floats, wrong: Array, risk: float, *, below: float) -> float | None:
@@ -247,6 +238,82 @@ def _stable_border(p: Floats, wrong: Array, risk: float, *, below: float) -> flo
     border = p[order][last]
     kept = ((errors + 1) / (n + 1) <= risk) & (border < below)
     return float(border[kept].max()) if kept.any() else None
+
+
+def _borders_by_class(
+    p: Floats, wrong: Array, classes: Array, risk: float, *, below: float
+) -> dict[int, float | None]:
+    """Return the stable border of each class that has the units to tell its risk."""
+    names, counts = np.unique(classes, return_counts=True)
+    members = {int(c): classes == c for c, n in zip(names, counts, strict=True) if n >= 3 / risk}
+    return {c: _stable_border(p[m], wrong[m], risk, below=below) for c, m in members.items()}
+
+
+def _stable_rules(
+    border: float | None, own: dict[int, float | None], score: tuple[float, float]
+) -> list[ZoneRule]:
+    """Write the stable zone down: classes with a border of their own, then all others."""
+    rules = [
+        ZoneRule(
+            zone=Zone.STABLE_COVERAGE, error_proba=(0.0, end), score=score, prediction=(number,)
+        )
+        for number, end in own.items()
+        if end is not None
+    ]
+    if own:
+        rules.append(ZoneRule(zone=Zone.OPERATIONAL_COVERAGE, prediction=tuple(own)))
+    if border is not None:
+        rules.append(ZoneRule(zone=Zone.STABLE_COVERAGE, error_proba=(0.0, border), score=score))
+    return rules
+
+
+def _operational_border(
+    p: Floats, wrong: Array, risk: float, *, below: float, least: float
+) -> float:
+    """Return the lowest error probability of the hot zones: `below`, or less to keep to a risk.
+
+    Not under `least`; and `below` where no border keeps to the risk.
+    """
+    order = np.argsort(p, kind="stable")
+    inside = p[order] < below
+    errors, n = np.cumsum(wrong[order])[inside], np.arange(1, len(p) + 1)[inside]
+    if len(n) == 0 or errors[-1] <= risk * n[-1]:
+        return below
+    kept = np.flatnonzero(errors <= risk * n)
+    # The first unit beyond the last that keeps to the risk is the first that is hot.
+    if len(kept) == 0:
+        return below
+    first = float(p[order][inside][kept[-1] + 1])
+    return min(max(first, float(np.nextafter(least, 1.0))), below)
+
+
+class Risks(NamedTuple):
+    """The error rates that two zones may have."""
+
+    stable: float
+    operational: float
+
+
+def _notes(rules: list[ZoneRule], n: int, risk: float, wanted: Risks) -> list[str]:
+    notes = []
+    if n < _FEW_UNITS:
+        notes.append(f"{n} units are too few to set borders by: take the zones as placeholders")
+    if all(rule.zone != Zone.STABLE_COVERAGE for rule in rules):
+        notes.append(
+            f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; "
+            "evaluate more units, or accept a larger stable_risk"
+        )
+    elif risk > wanted.stable:
+        notes.append(
+            f"{n} units are too few to tell an error rate of {wanted.stable:.2g}: "
+            f"stable_coverage keeps to {risk:.2g}"
+        )
+    return notes
+
+
+def _listed(classes: tuple[int, ...]) -> str:
+    some = ", ".join(map(str, classes[:10]))
+    return some if len(classes) <= 10 else f"{some} or {len(classes) - 10} more classes"
 
 
 def _between(name: str, allowed: tuple[float, float] | None) -> str:

@@ -101,8 +101,8 @@ def _draw_borders(
     right, top = float(len(score) - 1), float(len(proba) - 1)
     outlines: dict[tuple[float, float, float, float], list[str]] = {}
     for rule in rules.rules:
-        if rule.score is None and rule.error_proba is None:
-            continue
+        if (rule.score is None and rule.error_proba is None) or rule.prediction is not None:
+            continue  # a border of some classes would cross the cells of the others
         (x0, x1), (y0, y1) = rule.score or (0.0, 1.0), rule.error_proba or (0.0, 1.0)
         outline = (at(x0, score), at(x1, score), at(y0, proba), at(y1, proba))
         symbols = outlines.setdefault(outline, [])
