@@ -371,7 +371,7 @@ def test_a_prediction_that_was_never_evaluated():
         pool = replace(pool, prediction=np.full(20, strange), logits=None)
         estimates = model.estimate(pool)
         check(estimates, 20, 5)
-        assert (estimates.error_proba >= known.error_proba - 1e-6).all()
+        assert (estimates.error_proba > np.maximum(known.error_proba - 0.02, 0.8)).all()
 
 
 def test_a_score_of_its_own_is_heard():

@@ -171,13 +171,17 @@ def test_moments_of_a_rest_are_a_difference(blobs):
         )
 
 
-def test_a_class_without_references_is_twice_as_far_as_the_neighbourhood(blobs, layer, references):
+def test_of_a_class_without_references_nearness_says_nothing(blobs, layer, references):
     features, _ = blobs
     absent = np.full(200, K)
     view = layer.view(features, absent, references, excluded=np.eye(200, dtype=bool))
-    assert np.isfinite(view.columns).all()
-    assert (view.columns[:, 2] > 0).all()
+    assert np.isnan(view.columns).all(axis=0).tolist() == [True, False, True, False]
     assert (view.columns[:, 3] == 20).all()
+    head = Head.scaled_to(view.columns).fit(
+        view.columns, np.arange(200) % 9 == 0, anchor=3, only_anchor=False
+    )
+    assert head.weights[0] == head.weights[2] == 0
+    assert np.isfinite(head(view.columns)).all()
 
 
 def test_a_group_does_not_see_itself(blobs, layer, references):

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_debugger.core.evaluation import metrics
-from ml_debugger.core.evaluation.baselines import BASELINES, Case, compare
-from ml_debugger.core.evaluation.estimator import ErrorModel, Observations
+from ml_debugger.core.evaluation import bootstrap, metrics
+from ml_debugger.core.evaluation.bootstrap import METRICS, Bootstrap, Score
 
 risks = st.lists(
     st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.booleans()),
@@ -127,21 +126,109 @@ def test_no_units_have_no_metrics():
         metrics.ece,
     ):
         assert math.isnan(metric(none, none))
-    assert all(math.isnan(v) for v in metrics.bootstrap_interval(metrics.aurc, none, none))
     assert len(metrics.reliability_curve(none, none).size) == 0
 
 
-def test_bootstrap_covers_the_truth_and_repeats_itself():
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([-3.0, 0.0, 0.2, 5.0]),  # the risk
+            st.sampled_from([0.0, 0.1, 0.5, 1.0]),  # the probability
+            st.booleans(),
+            st.integers(0, 5),  # the group
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.booleans(),
+)
+def test_resamples_have_the_figures_of_copied_rows(rows, grouped):
+    risk, proba, wrong, groups = (np.array(column) for column in zip(*rows, strict=True))
+    member = np.unique(groups, return_inverse=True)[1] if grouped else np.arange(len(rows))
+    found = Bootstrap.of(
+        {"it": Score(risk, proba)}, wrong, groups=groups if grouped else None, n=4, seed=5
+    ).values["it"]
+    generator = np.random.default_rng(5)
+    for values in found:
+        drawn = generator.integers(0, member.max() + 1, member.max() + 1)
+        copies = np.concatenate([np.flatnonzero(member == group) for group in drawn])
+        for name, value in zip(METRICS, values, strict=True):
+            judged = risk if name in ("auroc", "aurc", "augrc") else proba
+            expected = getattr(metrics, name)(judged[copies], wrong[copies])
+            assert value == pytest.approx(expected, nan_ok=True), name
+
+
+def scored(n, generator, strength=1.0):
+    """Risks whose true AUROC is Phi(strength / sqrt 2), and what is wrong."""
+    wrong = generator.random(n) < 0.3
+    risk = strength * wrong + generator.normal(size=n)
+    return Score(risk, 1 / (1 + np.exp(1.35 - risk))), wrong
+
+
+def test_bootstrap_intervals_cover_the_truth():
     rng = np.random.default_rng(3)
     inside = 0
     for _ in range(40):
-        wrong = rng.random(300) < 0.3
-        proba = wrong + rng.normal(size=300)  # true AUROC: Phi(1 / sqrt 2) = 0.7602
-        low, high = metrics.bootstrap_interval(metrics.auroc, proba, wrong, n=100)
+        score, wrong = scored(300, rng)
+        low, high = Bootstrap.of({"it": score}, wrong).interval("it", "auroc")
         inside += low <= 0.7602 <= high
-    assert inside >= 33
-    again = metrics.bootstrap_interval(metrics.auroc, proba, wrong, n=100)
-    assert again == (low, high)
+    assert inside >= 34
+
+
+def test_a_difference_is_surer_than_its_parts():
+    rng = np.random.default_rng(4)
+    score, wrong = scored(2000, rng)
+    nearly = Score(score.risk + 0.1 * rng.normal(size=2000), score.proba)
+    found = Bootstrap.of({"one": score, "other": nearly}, wrong)
+    low, high = found.difference("one", "other", "auroc")
+    own = found.interval("one", "auroc")
+    assert high - low < 0.3 * (own[1] - own[0])
+    back = found.difference("other", "one", "auroc")
+    assert back == pytest.approx((-high, -low))
+
+
+def test_an_interval_holds_its_figure():
+    # Resampling makes a small calibration error larger, which must not move its interval away.
+    rng = np.random.default_rng(5)
+    score, _ = scored(3000, rng)
+    wrong = rng.random(3000) < score.proba
+    found = Bootstrap.of({"it": score}, wrong)
+    for name in METRICS:
+        judged = score.risk if name in ("auroc", "aurc", "augrc") else score.proba
+        low, high = found.interval("it", name)
+        assert low <= getattr(metrics, name)(judged, wrong) <= high, name
+
+
+def test_copies_are_no_evidence():
+    score, wrong = scored(200, np.random.default_rng(6))
+    copied = Score(np.tile(score.risk, 5), np.tile(score.proba, 5))
+    plain = Bootstrap.of({"it": score}, wrong).interval("it", "auroc")
+    groups = np.tile(np.arange(200), 5)
+    again = Bootstrap.of({"it": copied}, np.tile(wrong, 5), groups=groups).interval("it", "auroc")
+    assert again == pytest.approx(plain)
+    naive = Bootstrap.of({"it": copied}, np.tile(wrong, 5)).interval("it", "auroc")
+    assert naive[1] - naive[0] < 0.6 * (plain[1] - plain[0])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_sample_of_many_units_gives_about_the_same_interval(grouped, monkeypatch):
+    score, wrong = scored(8000, np.random.default_rng(7))
+    groups = np.arange(8000) // 2 if grouped else None
+    whole = Bootstrap.of({"it": score}, wrong, groups=groups)
+    monkeypatch.setattr(bootstrap, "MOST", 1000)
+    part = Bootstrap.of({"it": score}, wrong, groups=groups)
+    assert part.interval("it", "auroc") == pytest.approx(whole.interval("it", "auroc"), abs=5e-3)
+
+
+def test_figures_that_are_never_defined_have_no_interval():
+    right = np.zeros(10, bool)
+    found = Bootstrap.of({"it": Score(np.arange(10.0), np.zeros(10))}, right)
+    assert all(math.isnan(end) for end in found.interval("it", "auroc"))
+    assert found.interval("it", "brier") == (0, 0)
+    none = np.zeros(0)
+    empty = Bootstrap.of({"it": Score(none, none)}, none.astype(bool))
+    assert all(math.isnan(end) for name in METRICS for end in empty.interval("it", name))
 
 
 def test_wilson_interval_of_known_cases():
@@ -150,67 +237,3 @@ def test_wilson_interval_of_known_cases():
     assert metrics.wilson_interval(0, 20)[0] == 0
     assert metrics.wilson_interval(20, 20)[1] == 1
     assert metrics.wilson_interval(0, 0) == (0, 1)
-
-
-@pytest.fixture
-def observed():
-    rng = np.random.default_rng(4)
-    target = rng.integers(0, 4, 500)
-    features = rng.normal(size=(4, 12))[target] + rng.normal(size=(500, 12))
-    logits = (3 * np.eye(4)[target] + rng.normal(size=(500, 4)) * 2).astype(np.float32)
-    share = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
-    return Observations(
-        {"a": features[:, :3].astype(np.float32), "last": features.astype(np.float32)},
-        logits.argmax(axis=1),
-        share.max(axis=1).astype(np.float32),
-        logits,
-    ), target
-
-
-def test_compare_lists_every_baseline_and_ours(observed):
-    observations, target = observed
-    _, estimates = ErrorModel.fit(observations, target)
-    table = compare(observations, target, estimates)
-    assert list(table) == ["error_proba", *BASELINES]
-    assert all(set(row) == {"auroc", "aurc", "augrc", "brier", "ece"} for row in table.values())
-    assert table["error_proba"]["auroc"] > max(
-        row["auroc"] for name, row in table.items() if name != "error_proba"
-    )
-    wrong = target != observations.prediction
-    assert table["max_softmax"]["auroc"] == pytest.approx(
-        metrics.auroc(-observations.score, wrong), abs=1e-6
-    )
-    # Platt scaling makes even a distance a fair probability.
-    assert table["knn_distance"]["brier"] <= wrong.mean() * (1 - wrong.mean()) + 0.01
-
-
-def test_baselines_that_do_not_apply_are_left_out(observed):
-    observations, target = observed
-    bare = Observations({}, observations.prediction, observations.score)
-    _, estimates = ErrorModel.fit(bare, target)
-    assert list(compare(bare, target, estimates)) == ["error_proba", "max_softmax"]
-
-
-def test_distance_baselines_against_scikit_learn(observed):
-    from sklearn.neighbors import NearestNeighbors
-
-    observations, target = observed
-    case = Case.of(observations, target)
-    points = observations.features["last"][case.units.rows].astype(np.float64)
-    points = (points - points.mean(axis=0)) / points.std(axis=0)
-    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
-    distance = NearestNeighbors(n_neighbors=11).fit(unit).kneighbors(unit)[0][:, 10]
-    np.testing.assert_allclose(BASELINES["knn_distance"](case), np.log(distance), atol=1e-3)
-
-    far = np.argsort(BASELINES["mahalanobis"](case))[-1]
-    labels = case.units.labels
-    within = np.cov((points - np.stack([points[labels == c].mean(0) for c in range(4)])[labels]).T)
-    inverse = np.linalg.inv(within)
-    squared = [
-        (points[far] - points[labels == c].mean(0))
-        @ inverse
-        @ (points[far] - points[labels == c].mean(0))
-        for c in range(4)
-    ]
-    assert BASELINES["mahalanobis"](case)[far] == pytest.approx(min(squared), rel=0.15)

@@ -150,6 +150,10 @@ def test_the_page_says_what_the_frames_say(result, text):
         assert name in said
     for row in result.baselines().itertuples():
         assert report.figure(row.auroc) in said
+        assert f"{report.figure(row.auroc_low)} to {report.figure(row.auroc_high)}" in said
+        if row.name != "error_proba":
+            gain = f"{report.figure(row.auroc_gain_low)} to {report.figure(row.auroc_gain_high)}"
+            assert gain in said
 
 
 def test_figures_show_the_numbers_of_the_frames(result, text):
@@ -187,18 +191,45 @@ def test_zone_borders_are_where_the_rules_say(result):
             assert round(rule.error_proba[0], 6) in drawn
 
 
-def test_a_baseline_that_wins_is_said_to_win(result, tmp_path):
-    copy = tmp_path / "lost"
-    shutil.copytree(result.folder, copy)
-    content = json.loads((copy / "result.json").read_text())
-    content["baselines"]["entropy"]["auroc"] = 0.9999
-    (copy / "result.json").write_text(json.dumps(content))
-    lost = Result.load(copy)
+def with_entropy(result, folder, error_model=None, **figures):
+    """The same result, had entropy done so well."""
+    shutil.copytree(result.folder, folder)
+    content = json.loads((folder / "result.json").read_text())
+    content["baselines"]["entropy"] |= {"auroc": 0.9999, **figures}
+    content["error_model"] |= error_model or {}
+    (folder / "result.json").write_text(json.dumps(content))
+    return Result.load(folder)
+
+
+GAIN = {"auroc_gain": -0.05, "auroc_gain_low": -0.08, "auroc_gain_high": -0.02}
+NO_GAIN = dict.fromkeys(GAIN)
+
+
+@pytest.mark.parametrize("gain", [GAIN, NO_GAIN])  # of this version, and of an earlier one
+def test_a_baseline_that_wins_is_said_to_win(result, tmp_path, gain):
+    lost = with_entropy(result, tmp_path / "lost", **gain)
     said = Page(report.render_report(lost)).text
     assert "entropy finds errors better than the error probability" in said
+    assert ("-0.050, 95% interval -0.080 to -0.020" in said) == (gain is GAIN)
     rows = report.baseline_rows(lost)
-    assert [row["name"] for row in rows if row["cells"][0][1]] == ["entropy"]
+    assert [row["name"] for row in rows if row["cells"][0]["best"]] == ["entropy"]
     assert lost.check(beats_max_softmax=True)  # not to entropy, but to max softmax it does not lose
+
+
+def test_a_difference_that_may_be_chance_is_no_win(result, tmp_path):
+    even = with_entropy(result, tmp_path / "even", **GAIN | {"auroc_gain_high": 0.01})
+    assert "about as well as entropy" in Page(report.render_report(even)).text
+
+
+def test_a_baseline_that_is_used_is_said_to_be(result, tmp_path):
+    used = with_entropy(
+        result, tmp_path / "used", error_model={"substitute": {"name": "entropy"}}, **GAIN
+    )
+    said = Page(report.render_report(used)).text
+    assert "entropy finds errors better than all evidence together" in said
+    assert "by entropy, used in place of ours" in said
+    rows = report.baseline_rows(used)
+    assert [row["name"] for row in rows if row["replaces"]] == ["entropy"]
 
 
 def test_many_classes_are_listed_instead_of_drawn(result, tmp_path):

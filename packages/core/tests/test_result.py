@@ -162,7 +162,39 @@ def test_baselines_hold_ours_and_the_others(result):
     assert {"max_softmax", "energy", "knn_distance"} <= set(frame["name"])
     assert frame["auroc"].iloc[0] == pytest.approx(result.summary().auroc)
     assert frame["auroc"].iloc[1:].is_monotonic_decreasing
-    assert result.summary().best_baseline == frame["name"].iloc[1]
+    summary = result.summary()
+    assert summary.best_baseline == frame["name"].iloc[1]
+    assert frame["name"][frame["used"]].tolist() == ["error_proba"] == [summary.used]
+    for name in ("auroc", "aurc", "augrc", "brier", "ece"):
+        assert (frame[f"{name}_low"] <= frame[name]).all()
+        assert (frame[name] <= frame[f"{name}_high"]).all()
+    gains = frame["auroc"].iloc[0] - frame["auroc"].iloc[1:]
+    assert frame["auroc_gain"].iloc[1:].tolist() == pytest.approx(gains.tolist())
+    assert np.isnan(frame["auroc_gain"].iloc[0])
+    assert summary.auroc_gain_low == frame["auroc_gain_low"].iloc[1] > 0
+
+
+def test_results_without_intervals_are_read(result, tmp_path):
+    copy = tmp_path / "earlier"
+    shutil.copytree(result.folder, copy)
+    content = json.loads((copy / "result.json").read_text())
+    known = ("auroc", "aurc", "augrc", "brier", "ece")
+    content["baselines"] = {
+        name: {figure: row[figure] for figure in known}
+        for name, row in content["baselines"].items()
+    }
+    for name in ("aurc", "augrc", "ece"):
+        del content["metrics"][f"{name}_low"], content["metrics"][f"{name}_high"]
+    del content["error_model"]["substitute"]
+    content["error_model"]["version"] = 1
+    (copy / "result.json").write_text(json.dumps(content))
+    earlier = Result.load(copy)
+    frame = earlier.baselines()
+    assert frame["auroc_low"].isna().all()
+    assert frame["name"][frame["used"]].tolist() == ["error_proba"]
+    assert earlier.estimator.method == "error_proba"
+    assert "best baseline" in str(earlier.summary())
+    assert earlier.report(tmp_path / "earlier.html").exists()
 
 
 @pytest.mark.parametrize("name", ["zones", "heatmap", "error_codes", "errors", "samples"])

@@ -229,17 +229,17 @@ def corrupted(x: Tensor, rng: torch.Generator, most: float) -> Tensor:
     n = len(x)
     kind = torch.randint(4, (n,), generator=rng)
     severity = uniform(rng, n, 0, most)[:, None, None, None]
-    noisy = x + 0.2 * severity * torch.randn(x.shape, generator=rng)
+    noisy = x + 0.18 * severity * torch.randn(x.shape, generator=rng)
     blurred = avg_pool2d(x, 3, stride=1, padding=1)
-    share = (0.4 * severity).clamp(max=1)
+    share = (0.36 * severity).clamp(max=1)
     blurred = share * blurred + (1 - share) * x
     corner = torch.randint(6, (2, n), generator=rng)
     at = torch.arange(8)
-    size = 1.0 + 1.2 * severity[:, 0, 0, 0]
+    size = 1.0 + 1.05 * severity[:, 0, 0, 0]
     rows = (at >= corner[0][:, None]) & (at < corner[0][:, None] + size[:, None])
     cols = (at >= corner[1][:, None]) & (at < corner[1][:, None] + size[:, None])
     hidden = x * ~(rows[:, None, :, None] & cols[:, None, None, :])
-    pale = 0.5 + (x - 0.5) * (1 - 0.28 * severity).clamp(min=0.05)
+    pale = 0.5 + (x - 0.5) * (1 - 0.26 * severity).clamp(min=0.05)
     kinds = torch.stack([noisy, blurred, hidden, pale])
     return kinds[kind, torch.arange(n)].clamp(0, 1)
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation import metrics
-from ml_debugger.core.evaluation.baselines import BASELINES, Case, compare
+from ml_debugger.core.evaluation.bootstrap import METRICS, Bootstrap, Score
 from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates
 from ml_debugger.core.evaluation.folder import Curve, Metrics
 from ml_debugger.core.evaluation.labelled import LabelledUnits
 from ml_debugger.core.evaluation.options import EvaluationOptions
+from ml_debugger.core.evaluation.proof import OURS, Proof
 from ml_debugger.core.evaluation.zones import ZoneRules
 
 #: Most units that an error model is fitted on; the others are estimated like unseen ones.
@@ -29,7 +30,6 @@ AT_ONCE = 16_384
 DRAWN = ("max_softmax", "margin", "energy", "knn_distance")
 
 _POINTS = 200
-_RESAMPLED = 10_000
 
 #: Names each unit's error; see `Task.codes`.
 Coder = Callable[[NDArray[Any], NDArray[Any] | None, NDArray[Any], Estimates], Sequence[str]]
@@ -51,7 +51,7 @@ class Estimated:
         zones: Positions in ZONES, int8.
         codes: Error codes, a dictionary array of text.
         metrics: Figures over all units.
-        baselines: Figures of ours and other scores, over the units of the fit.
+        baselines: Figures of ours and other scores, over units of the fit; see `Proof.table`.
         curves: Risk-coverage curves of the same.
     """
 
@@ -114,6 +114,24 @@ def estimate(
         progress=fit_progress,
         **settings,
     )
+    part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
+    proof = Proof.of(
+        observations.take(part),
+        target[rows[part]],
+        found.error_proba[part],
+        groups=None if groups is None else groups[rows[part]],
+        **settings,
+    )
+    if proof.substitute is not None and proof.note is not None:
+        model, found = model.substituted(
+            proof.substitute,
+            observations,
+            found,
+            rows=part[proof.rows],
+            held_out=proof.scores[proof.used].proba,
+            note=proof.note,
+        )
+    # After the substitution, since the borders are error probabilities.
     rules = options.zones or ZoneRules.fit(
         found,
         units.score[rows],
@@ -122,14 +140,9 @@ def estimate(
         stable_risk=options.stable_risk,
         operational_risk=options.operational_risk,
     )
-    part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
-    observations = observations.take(part)
-    settings["groups"] = None if groups is None else groups[rows[part]]
-    table = compare(observations, target[rows[part]], found.take(part), **settings)
-    case = Case.of(observations, target[rows[part]], **settings)
-    curves = _curves(case, found.take(part))
     advance(len(rows))
-    del observations, case
+    table, curves = proof.table, _curves(proof)
+    del observations, proof
 
     out = _Collected(len(units), units, coder, rules)
     out.put(rows, found)
@@ -149,7 +162,7 @@ def estimate(
         plausible=out.plausible,
         zones=out.zones,
         codes=pa.DictionaryArray.from_arrays(pa.array(out.code), pa.array(list(out.texts))),
-        metrics=figures(out.error_proba, wrong),
+        metrics=figures(out.error_proba, wrong, groups),
         baselines={
             name: {key: _defined(value) for key, value in row.items()}
             for name, row in table.items()
@@ -208,16 +221,27 @@ def chosen_rows(
     return np.sort(rows[np.argpartition(hashes, most)[:most]])
 
 
-def figures(proba: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Metrics:
-    """Return the figures of some units with their 95 % intervals."""
+def figures(
+    proba: NDArray[np.float32], wrong: NDArray[np.bool_], groups: NDArray[np.int64] | None = None
+) -> Metrics:
+    """Return the figures of some units with their 95 % intervals.
+
+    Args:
+        proba: Error probabilities, shape (n,).
+        wrong: Whether each prediction is wrong, shape (n,).
+        groups: Units of one input, which are no independent evidence, shape (n,).
+    """
     n, errors = len(wrong), int(wrong.sum())
     low, high = metrics.wilson_interval(n - errors, n)
-    found: dict[str, float | None] = {
-        name: _defined(getattr(metrics, name)(proba, wrong))
-        for name in ("auroc", "aurc", "augrc", "brier", "ece", "nll")
-    }
-    for name in ("auroc", "brier"):
-        found[f"{name}_low"], found[f"{name}_high"] = _interval(name, found[name], proba, wrong)
+    found = {name: _defined(getattr(metrics, name)(proba, wrong)) for name in (*METRICS, "nll")}
+    # In an order of their own, so that the resamples do not depend on that of the records.
+    order = np.lexsort((wrong, proba))
+    score = Score(proba[order], proba[order])
+    groups = None if groups is None else groups[order]
+    bootstrap = Bootstrap.of({"proba": score}, wrong[order], groups=groups)
+    for name in METRICS:
+        ends = bootstrap.interval("proba", name)
+        found[f"{name}_low"], found[f"{name}_high"] = (_defined(end) for end in ends)
     return Metrics(
         n=n,
         errors=errors,
@@ -228,30 +252,11 @@ def figures(proba: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Metrics:
     )
 
 
-def _interval(
-    name: str, value: float | None, proba: NDArray[np.float32], wrong: NDArray[np.bool_]
-) -> tuple[float | None, float | None]:
-    """Bootstrap an interval; of many units a sample is resampled, and its width scaled down."""
-    if value is None:
-        return None, None
-    metric = getattr(metrics, name)
-    size = min(len(wrong), _RESAMPLED)
-    rows = np.random.default_rng(0).permutation(len(wrong))[:size]
-    low, high = metrics.bootstrap_interval(metric, proba[rows], wrong[rows])
-    centre = metric(proba[rows], wrong[rows])
-    scale = float(np.sqrt(size / len(wrong)))
-    ends = (value + (end - centre) * scale for end in (low, high))
-    low, high = (float(np.clip(end, 0, 1)) for end in ends)
-    return _defined(low), _defined(high)
-
-
-def _curves(case: Case, found: Estimates) -> dict[str, Curve]:
-    risks: dict[str, Any] = {"error_proba": found.error_proba[case.units.rows]}
-    risks |= {name: BASELINES[name](case) for name in DRAWN if name in BASELINES}
+def _curves(proof: Proof) -> dict[str, Curve]:
+    drawn = [name for name in proof.scores if name in (OURS, *DRAWN, proof.used)]
     return {
-        name: _thinned(metrics.risk_coverage_curve(risk, case.units.wrong))
-        for name, risk in risks.items()
-        if risk is not None and len(risk)
+        name: _thinned(metrics.risk_coverage_curve(proof.scores[name].risk, proof.wrong))
+        for name in drawn
     }
 
 

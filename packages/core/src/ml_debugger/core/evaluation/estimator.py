@@ -18,13 +18,16 @@ from ml_debugger.core.evaluation.error_model.fitting import fit
 from ml_debugger.core.evaluation.error_model.head import Head
 from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
+from ml_debugger.core.evaluation.substitute import Substitute
 
 __all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations", "drift"]
 
 #: The outlier p-value of units with non-finite values: below any that a finite one can have.
 NOT_FINITE = 1e-6
 
-_VERSION = 1
+#: Version 1 had no substitute; it is read as a model without.
+_VERSION = 2
+_READ = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class ErrorModel:
         *,
         error_rate: float,
         notes: tuple[str, ...],
+        substitute: Substitute | None = None,
     ) -> None:
         self.n_class = sources.n_class
         self.layers = tuple(sources.layers)
@@ -127,6 +131,12 @@ class ErrorModel:
         self._head = head
         self._remoteness = remoteness
         self._error_rate = error_rate
+        self._substitute = substitute
+
+    @property
+    def method(self) -> str:
+        """What `error_proba` is, as `Result.baselines` calls it: "error_proba" for ours."""
+        return "error_proba" if self._substitute is None else self._substitute.name
 
     @classmethod
     def fit(
@@ -199,6 +209,43 @@ class ErrorModel:
             )
         return model, estimates.take(back)
 
+    def substituted(
+        self,
+        substitute: Substitute,
+        observations: Observations,
+        estimates: Estimates,
+        *,
+        rows: Integers,
+        held_out: Array,
+        note: str,
+    ) -> tuple["ErrorModel", Estimates]:
+        """Take the error probability of a baseline in place of this model's; the rest stays.
+
+        Args:
+            substitute: The baseline.
+            observations: As given to `fit`.
+            estimates: As returned by `fit`, in the same order.
+            rows: Positions of the units that the baseline was fitted to, shape (m,).
+            held_out: Their error probability by the other folds, shape (m,).
+            note: What a user should know about it.
+
+        Returns:
+            The model, and the estimates of the evaluated units.
+        """
+        model = ErrorModel(
+            self._sources,
+            self._head,
+            self._remoteness,
+            error_rate=self._error_rate,
+            notes=(*self.notes, note),
+            substitute=substitute,
+        )
+        error_proba = substitute(observations)
+        error_proba[rows] = held_out
+        # The fit marked so what is broken, in layers that are not in use too.
+        broken = estimates.outlier <= np.float32(NOT_FINITE)
+        return model, model._flagged(replace(estimates, error_proba=error_proba), broken)
+
     def estimate(self, observations: Observations) -> Estimates:
         """Estimate units that took no part in the fit.
 
@@ -211,7 +258,12 @@ class ErrorModel:
         self._sources.check(observations)
         evidence = self._sources.gather(observations, np.arange(len(observations)))
         outlier = self._remoteness.p_value(evidence.remoteness)
-        estimates = _estimates(evidence, self._head(evidence.columns), outlier)
+        error_proba = (
+            self._head(evidence.columns)
+            if self._substitute is None
+            else self._substitute(observations)
+        )
+        estimates = _estimates(evidence, error_proba, outlier)
         return self._flagged(estimates, ~self._sources.finite(observations))
 
     def _flagged(self, estimates: Estimates, broken: NDArray[np.bool_]) -> Estimates:
@@ -244,6 +296,9 @@ class ErrorModel:
         for number, layer in enumerate(sources.layers.values()):
             for name, values in layer.arrays().items():
                 arrays[f"layer.{number}.{name}"] = values
+        if self._substitute is not None:
+            for name, values in self._substitute.arrays().items():
+                arrays[f"substitute.{name}"] = values
         return arrays
 
     def settings(self) -> dict[str, Any]:
@@ -258,6 +313,7 @@ class ErrorModel:
             "has_score": self._sources.has_score,
             "intercept": self._head.intercept,
             "error_rate": self._error_rate,
+            "substitute": None if self._substitute is None else self._substitute.settings(),
         }
 
     @classmethod
@@ -267,20 +323,13 @@ class ErrorModel:
         Raises:
             SchemaError: It was written by a version that this one cannot read.
         """
-        if settings.get("version") != _VERSION:
+        if settings.get("version") not in _READ:
             raise SchemaError(
-                f"estimator of version {settings.get('version')!r}, this one reads {_VERSION}; "
-                "evaluate anew"
+                f"estimator of version {settings.get('version')!r}, this one reads up to "
+                f"{_VERSION}; evaluate anew"
             )
         layers = {
-            alias: Layer.restore(
-                {
-                    name.removeprefix(f"layer.{number}."): values
-                    for name, values in arrays.items()
-                    if name.startswith(f"layer.{number}.")
-                },
-                width,
-            )
+            alias: Layer.restore(_below(f"layer.{number}.", arrays), width)
             for number, (alias, width) in enumerate(
                 zip(settings["layers"], settings["widths"], strict=True)
             )
@@ -305,8 +354,17 @@ class ErrorModel:
         remoteness = Remoteness(
             arrays["remoteness.centre"], arrays["remoteness.spread"], arrays["remoteness.ranked"]
         )
-        notes = tuple(settings["notes"])
-        return cls(sources, head, remoteness, error_rate=settings["error_rate"], notes=notes)
+        substitute = settings.get("substitute")
+        return cls(
+            sources,
+            head,
+            remoteness,
+            error_rate=settings["error_rate"],
+            notes=tuple(settings["notes"]),
+            substitute=None
+            if substitute is None
+            else Substitute.restore(_below("substitute.", arrays), substitute),
+        )
 
 
 def drift(outlier_evaluation: Array, outlier_pool: Array) -> bool:
@@ -324,6 +382,11 @@ def drift(outlier_evaluation: Array, outlier_pool: Array) -> bool:
         return False
     share = float(np.mean(outlier_pool <= 0.05))
     return share > 0.05 + 3 * float(np.sqrt(0.05 * 0.95 * (1 / n + 1 / m)))
+
+
+def _below(start: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays whose names start so, by the rest of their names."""
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
 def _estimates(evidence: Evidence, error_proba: NDArray[np.float32], outlier: Floats) -> Estimates:

@@ -46,6 +46,9 @@ class Metrics(_Frozen):
         brier: Mean squared difference of `error_proba` and the truth; lower is better.
         ece: Expected calibration error of `error_proba`; lower is better.
         nll: Mean negative log-likelihood of the truth; lower is better.
+
+    Each but `nll` has a 95 % interval, `<figure>_low` and `<figure>_high`, by bootstrap over
+    inputs; results of earlier versions lack some of them.
     """
 
     n: int
@@ -57,7 +60,11 @@ class Metrics(_Frozen):
     auroc_low: float | None = None
     auroc_high: float | None = None
     aurc: float | None = None
+    aurc_low: float | None = None
+    aurc_high: float | None = None
     augrc: float | None = None
+    augrc_low: float | None = None
+    augrc_high: float | None = None
     brier: float | None = None
     brier_low: float | None = None
     brier_high: float | None = None
@@ -124,6 +131,12 @@ class Manifest(_Frozen):
     rules: dict[str, Any]
     error_model: dict[str, Any]
     made_by: str = ""
+
+    @property
+    def used(self) -> str:
+        """The score among `baselines` that the error probability is: "error_proba", or another."""
+        substitute = self.error_model.get("substitute")
+        return "error_proba" if substitute is None else str(substitute["name"])
 
 
 @contextmanager

@@ -1,18 +1,16 @@
-"""How good error probabilities are: ranking, probability, and what both are uncertain by.
+"""How good error probabilities are: ranking and probability.
 
 Throughout, `proba` is a risk of being wrong, shape (n,), larger = more likely wrong, and `wrong`
 tells whether each prediction was, shape (n,). Units with equal risk count as if every order of
-them were equally likely, so no metric depends on the order of the rows.
+them were equally likely, so no metric depends on the order of the rows. `bootstrap` says how
+uncertain they are.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
-
-Metric = Callable[[Array, Array], float]
 
 _NORMAL_95 = 1.959963984540054
 
@@ -133,37 +131,6 @@ def risk_coverage_curve(proba: Array, wrong: Array) -> RiskCoverageCurve:
     n = len(proba)
     accepted = np.arange(1, n + 1)
     return RiskCoverageCurve(accepted / max(n, 1), errors / accepted, errors / max(n, 1))
-
-
-def bootstrap_interval(
-    metric: Metric, proba: Array, wrong: Array, n: int = 200, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a metric over resampled units (Efron 1979).
-
-    Args:
-        metric: A function of this module.
-        proba: Risks, shape (m,).
-        wrong: Errors, shape (m,).
-        n: Number of resamples; those that the metric is undefined for are not counted.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        The lower and upper end; nan where the metric is never defined.
-    """
-    proba, wrong = np.asarray(proba), np.asarray(wrong)
-    generator = np.random.default_rng(seed)
-    size = len(proba)
-    values = np.array(
-        [
-            metric(proba[rows], wrong[rows])
-            for rows in (generator.integers(0, size, size) for _ in range(n if size else 0))
-        ]
-    )
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def wilson_interval(k: float, n: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,12 +122,14 @@ def cards(summary: Summary) -> list[tuple[str, str, str]]:
     critical = summary.zones.get("critical_hotspot", 0)
     n = max(summary.n, 1)
     ranking = "it takes both right and wrong units"
-    if summary.auroc is not None and summary.best_baseline is not None:
+    if summary.used != "error_proba":
+        ranking = f"by {score_name(summary.used)}, used in place of ours"
+    elif summary.auroc is not None and summary.best_baseline is not None:
         ranking = f"best other: {score_name(summary.best_baseline)} "
         ranking += f"{summary.best_baseline_auroc:.3f}"
-    interval = ""
+    ends = ""
     if summary.auroc_low is not None and summary.auroc_high is not None:
-        interval = f"{summary.auroc_low:.3f} to {summary.auroc_high:.3f}; "
+        ends = f"{summary.auroc_low:.3f} to {summary.auroc_high:.3f}; "
     return [
         (
             "Accuracy",
@@ -138,7 +140,7 @@ def cards(summary: Summary) -> list[tuple[str, str, str]]:
         (
             "Errors found (AUROC)",
             UNKNOWN if summary.auroc is None else f"{summary.auroc:.3f}",
-            interval + ranking,
+            ends + ranking,
         ),
         (
             "Calibration error",
@@ -213,7 +215,7 @@ def class_name(number: int | None, names: Sequence[str]) -> str:
 
 
 def baseline_rows(result: "Result") -> list[dict[str, Any]]:
-    """Return the table of scores, with what is best in each column marked."""
+    """Return the table of scores: intervals, what is best in each column, and which is used."""
     rows = result.baselines(as_="arrow").to_pylist()
     best: dict[str, float] = {}
     for name in JUDGED:
@@ -223,14 +225,27 @@ def baseline_rows(result: "Result") -> list[dict[str, Any]]:
     return [
         {
             "name": score_name(row["name"]),
-            "ours": row["name"] == "error_proba",
+            "used": row["used"],
+            "replaces": row["used"] and row["name"] != "error_proba",
             "cells": [
-                (row[name], row[name] is not None and row[name] == best.get(name))
+                {
+                    "value": row[name],
+                    "interval": interval(row, name),
+                    "best": row[name] is not None and row[name] == best.get(name),
+                }
                 for name in JUDGED
             ],
+            "gain": row["auroc_gain"],
+            "gain_interval": interval(row, "auroc_gain"),
         }
         for row in rows
     ]
+
+
+def interval(row: Mapping[str, Any], name: str) -> str:
+    """Return the interval of a figure in words; nothing where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None or high is None else f"{figure(low)} to {figure(high)}"
 
 
 def sample_groups(result: "Result", thumbnails: Thumbnails) -> list[SampleGroup]:

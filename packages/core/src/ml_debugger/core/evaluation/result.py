@@ -22,6 +22,9 @@ ErrorKind = Literal["misclassified", "unknown_class", "confirmed", "suspect_labe
 
 OURS = "error_proba"
 
+_INTERVALS = ("auroc", "aurc", "augrc", "brier", "ece", "auroc_gain")
+_JUDGED = [f"{name}{end}" for name in _INTERVALS for end in ("", "_low", "_high")] + ["nll"]
+
 
 class Result(SavedResult):
     """A named evaluation of one model version: how often, where and why it is wrong.
@@ -162,16 +165,27 @@ class Result(SavedResult):
     def baselines(self, as_: FrameKind = "pandas") -> Any:
         """Return how well our error probability and the usual scores tell right from wrong.
 
+        All are judged on the same units of the fit, 50,000 at most, each without its own label
+        and fold. `error_proba` is ours and comes first, the others by falling AUROC.
+
+        A baseline is used in place of ours only where it ranks errors better (a higher AUROC,
+        the interval of the difference excluding 0) and is the better probability (a lower `nll`).
+
         Returns:
-            A frame with the columns `name`, `auroc` (higher is better), `aurc`, `augrc`, `brier`,
-            `ece` (lower is better); `error_proba` is ours and comes first, the others by falling
-            AUROC. All are judged on the same units of the fit, 50,000 at most.
+            A frame with the columns `name`; `used` (true of the one that the result's
+            `error_proba` is made with); `auroc` (higher is better), `aurc`, `augrc`, `brier`,
+            `ece` (lower is better), each followed by the ends of its 95 % bootstrap interval,
+            `<figure>_low` and `<figure>_high`; `nll` (lower is better); `auroc_gain` (the AUROC
+            of ours minus this one's), `auroc_gain_low`, `auroc_gain_high`. A baseline's `brier`,
+            `ece` and `nll` are those of its Platt scaling. What is not defined is null, as are
+            intervals in results of earlier versions.
         """
         table = self.manifest.baselines
         names = sorted(table, key=lambda name: (name != OURS, -(table[name].get("auroc") or 0)))
-        known = ("auroc", "aurc", "augrc", "brier", "ece")
-        columns = {m: pa.array([table[n].get(m) for n in names], pa.float64()) for m in known}
-        return as_frame(pa.table({"name": pa.array(names, pa.string()), **columns}), as_)
+        columns = {m: pa.array([table[n].get(m) for n in names], pa.float64()) for m in _JUDGED}
+        used = [name == self.manifest.used for name in names]
+        frame = {"name": pa.array(names, pa.string()), "used": pa.array(used, pa.bool_())}
+        return as_frame(pa.table({**frame, **columns}), as_)
 
     def compare(self, other: "Result", as_: FrameKind = "pandas") -> Any:
         """Return this result's figures beside another's, overall and by zone.
@@ -255,7 +269,7 @@ class Result(SavedResult):
         }
 
     def _beats(self, name: str) -> CheckLine:
-        ours = self.manifest.baselines.get(OURS, {}).get("auroc")
+        ours = self.manifest.baselines.get(self.manifest.used, {}).get("auroc")
         theirs = self.manifest.baselines.get(name, {}).get("auroc")
         if ours is None or theirs is None:
             return CheckLine(

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 class Summary(Mapping[str, Any]):
     """The headline figures of a result, as attributes and as a mapping.
 
-    Figures that are not defined, such as an AUROC without a single error, are None.
+    `used` names the score that the error probability is: "error_proba" for ours, or a baseline
+    that beats it (see `Result.baselines`). `best_baseline` has the highest AUROC of the others,
+    and `auroc_gain` is the AUROC of ours minus that, with its paired interval. Figures that are
+    not defined, such as an AUROC without a single error, are None.
     """
 
     result_name: str
@@ -40,6 +43,10 @@ class Summary(Mapping[str, Any]):
     ece: float | None
     best_baseline: str | None
     best_baseline_auroc: float | None
+    used: str
+    auroc_gain: float | None
+    auroc_gain_low: float | None
+    auroc_gain_high: float | None
     zones: dict[str, int]
     notes: tuple[str, ...]
 
@@ -54,6 +61,7 @@ class Summary(Mapping[str, Any]):
             if name != "error_proba" and figures.get("auroc") is not None
         }
         best = max(others, key=lambda name: others[name] or 0.0) if others else None
+        gain = manifest.baselines[best] if best else {}
         zones = result.zones(as_="arrow")
         return cls(
             result_name=manifest.result_name,
@@ -77,6 +85,10 @@ class Summary(Mapping[str, Any]):
             ece=metrics.ece,
             best_baseline=best,
             best_baseline_auroc=others[best] if best else None,
+            used=manifest.used,
+            auroc_gain=gain.get("auroc_gain"),
+            auroc_gain_low=gain.get("auroc_gain_low"),
+            auroc_gain_high=gain.get("auroc_gain_high"),
             zones=dict(
                 zip(zones.column("zone").to_pylist(), zones.column("n").to_pylist(), strict=True)
             ),
@@ -112,8 +124,13 @@ class Summary(Mapping[str, Any]):
             lines.append(("error ranking", "not defined: it takes both right and wrong units"))
         else:
             text = f"AUROC {_with_interval(self.auroc, self.auroc_low, self.auroc_high)}"
-            if self.best_baseline_auroc is not None:
+            if self.used != "error_proba":
+                text += f" by {self.used}, used in place of ours"
+            elif self.best_baseline_auroc is not None:
                 text += f"; best baseline {self.best_baseline} {self.best_baseline_auroc:.3f}"
+            if self.auroc_gain is not None:
+                gain = _with_interval(self.auroc_gain, self.auroc_gain_low, self.auroc_gain_high)
+                text += f"; ours minus {self.best_baseline} {gain}"
             lines.append(("error ranking", text))
         if self.ece is not None:
             lines.append(("calibration error", f"{self.ece:.3f}"))

@@ -98,23 +98,24 @@ class Head:
     @classmethod
     def scaled_to(cls, columns: Floats) -> Self:
         """Return a head without weights that scales evidence of shape (n, c)."""
-        deviation = columns.std(axis=0)
-        constant = deviation <= 1e-9 * np.maximum(np.abs(columns).max(axis=0), 1)
+        heard = np.where(np.isnan(columns).all(axis=0), 0.0, columns)
+        deviation = np.nanstd(heard, axis=0)
+        constant = deviation <= 1e-9 * np.maximum(np.nanmax(np.abs(heard), axis=0), 1)
         inverse = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
-        centre = np.median(columns, axis=0)
+        centre = np.nanmedian(heard, axis=0)
         return cls(centre, inverse, np.zeros(columns.shape[1]), 0.0)
 
     def scale(self, columns: Floats) -> Floats:
-        """Return evidence in units of its own spread, within ±4."""
+        """Return evidence in units of its own spread, within ±4; 0 where there is none."""
         scaled: Floats = np.clip((columns - self.centre) * self.inverse, -_CLIP, _CLIP)
-        return scaled
+        return np.nan_to_num(scaled, copy=False)
 
     def fit(self, columns: Floats, wrong: Array, *, anchor: int, only_anchor: bool) -> "Head":
         """Fit the weights: ridge logistic regression around a prior, weights >= 0.
 
         The prior lets the max softmax speak with half of its own slope and everything else
-        hardly at all; errors have to support more, and the fewer there are, the more firmly
-        the prior holds. This is what keeps few errors from doing harm.
+        hardly at all, under 20 errors less still; errors have to support more, and the fewer
+        there are, the more firmly the prior holds. This is what keeps few errors from doing harm.
 
         Args:
             columns: Evidence, shape (n, c), float64.
@@ -124,7 +125,8 @@ class Head:
                 unit (Jeffreys' prior): for data that cannot support more.
         """
         evidence, outcome = self.scale(columns), wrong.astype(np.float64)
-        prior = np.full(columns.shape[1], 0.05)
+        errors = max(float(wrong.sum()), 1.0)
+        prior = np.full(columns.shape[1], 0.05 * min(1.0, errors / 20))
         slope = 1 / self.inverse[anchor] if self.inverse[anchor] > 0 else 0.0
         prior[anchor] = max(0.05, 0.5 * min(slope, _CLIP))
         rows = np.ones(len(outcome))
@@ -133,7 +135,7 @@ class Head:
             usable &= np.arange(len(prior)) == anchor
             evidence = np.vstack([evidence, np.zeros((2, len(prior)))])
             outcome, rows = np.append(outcome, [0.0, 1.0]), np.append(rows, [0.5, 0.5])
-        ridge = 5 * max(1.0, 50 / max(float(wrong.sum()), 1.0))
+        ridge = 5 * max(1.0, 50 / errors)
         weights, intercept = logistic(
             evidence, outcome, rows, prior=np.where(usable, prior, 0.0), ridge=ridge, usable=usable
         )

@@ -21,14 +21,14 @@ from ml_debugger.core.evaluation.error_model.scaling import (
     Scaling,
     Singles,
 )
+from ml_debugger.core.evaluation.error_model.search import Points, lengths, remoteness
+
+__all__ = ["COLUMNS", "NEIGHBOURS", "Layer", "References", "View", "lengths", "remoteness"]
 
 NEIGHBOURS = 10
 COLUMNS = ("disagreement", "distance", "trust", "discriminant")
 
 _PRIOR_VOTES = 0.5
-# Neighbours are found by a matrix product, whose rounding could swap two that are equally far;
-# a few more than needed are taken, and their distances computed exactly.
-_SPARE = 6
 _NEAREST = 1e-3
 
 
@@ -51,7 +51,8 @@ class View(NamedTuple):
     """What one layer says about n units.
 
     Attributes:
-        columns: Evidence as in `COLUMNS`, shape (n, 4), float64.
+        columns: Evidence as in `COLUMNS`, shape (n, 4), float64. NaN where there is none: no
+            reference is of the predicted class.
         votes: Share of the neighbours' votes for each label, shape (n, n_class + 1).
         log_posterior: Of the discriminant, shape (n, n_class + 1).
         remoteness: Log distance to the tenth neighbour by angle, shape (n,).
@@ -104,12 +105,8 @@ class Layer:
         return cls(scaling, arrays["points"], Discriminant(arrays["weights"], arrays["bias"]))
 
     @cached_property
-    def _squares(self) -> Singles:
-        return _squared(self.points)
-
-    @cached_property
-    def _lengths(self) -> Singles:
-        return lengths(self.points)
+    def _searched(self) -> Points:
+        return Points.of(self.points)
 
     def view(
         self,
@@ -149,12 +146,8 @@ class Layer:
             columns = np.column_stack([_against(votes, prediction), none, none, against])
             return View(columns, votes, log_posterior, none)
 
-        # One product serves distances and angles: it is most of the time that a view takes.
-        product = scaled @ self.points.T
-        remote = remoteness(product / self._lengths, scaled, k, excluded)
-        nearest, distance, *others = self._search(
-            product, scaled, prediction, references, k, excluded
-        )
+        found = self._searched.search(scaled, references.labels, prediction, k, excluded)
+        nearest, distance = found.nearest, found.distance
         seen = np.isfinite(distance)
         radius = np.where(seen, distance, 0).max(axis=1)
         radius = np.maximum(np.where(seen.any(axis=1), radius, 1.0), _NEAREST)
@@ -164,92 +157,17 @@ class Layer:
         cast = np.bincount(slot.ravel(), weight.ravel(), len(rows) * labels)
         votes = cast.reshape(-1, labels) + _PRIOR_VOTES * references.prior
         votes /= votes.sum(axis=1, keepdims=True)
-        # A class without any reference is taken to be twice as far as the neighbourhood reaches.
+        # Where all references are of the predicted class, others are taken to be twice as far as
+        # the neighbourhood reaches; where none is, nearness to it cannot be told.
+        unheard = ~np.isfinite(found.same)
         same, other = (
-            np.maximum(np.where(np.isfinite(one), one, 2 * radius), _NEAREST) for one in others
+            np.maximum(np.where(np.isfinite(one), one, 2 * radius), _NEAREST)
+            for one in (found.same, found.other)
         )
         trust = np.clip(np.log(same / other), -4, 4)
         columns = np.column_stack([_against(votes, prediction), np.log(radius), trust, against])
-        return View(columns, votes, log_posterior, remote)
-
-    def _search(
-        self,
-        squared: Singles,
-        scaled: Singles,
-        prediction: Integers,
-        references: References,
-        k: int,
-        excluded: NDArray[np.bool_] | None,
-    ) -> tuple[Integers, Floats, Floats, Floats]:
-        """Find the nearest references of all, of the predicted class and of the others.
-
-        Args:
-            squared: The product of `scaled` and the points, (n, m); overwritten.
-            scaled: Scaled features, (n, d).
-            prediction: Predicted class, (n,).
-            references: Labels of the points.
-            k: How many of all.
-            excluded: References that each unit must not see, (n, m).
-
-        Returns:
-            The k nearest, (n, k); their distances, (n, k); the distances to the predicted class
-            and to any other, (n,). Infinite where there is none.
-        """
-        squared *= -2
-        squared += self._squares
-        if excluded is not None:
-            squared[excluded] = np.inf
-        some = min(k + _SPARE, len(self.points))
-        near = np.argpartition(squared, some - 1, axis=1)[:, :some]
-        near.sort(axis=1)
-        agrees = references.labels == prediction[:, None]
-        far = np.float32(np.inf)
-        same = np.where(agrees, squared, far).argmin(axis=1)
-        other = np.where(agrees, far, squared).argmin(axis=1)
-        near = np.column_stack([near, same, other])
-        rows = np.arange(len(scaled))[:, None]
-        difference = self.points[near] - scaled[:, None, :]
-        distance = np.sqrt(np.einsum("nkd,nkd->nk", difference, difference)).astype(np.float64)
-        if excluded is not None:
-            distance[excluded[rows, near]] = np.inf
-        to_same = np.where(agrees[rows[:, 0], same], distance[:, -2], np.inf)
-        to_other = np.where(agrees[rows[:, 0], other], np.inf, distance[:, -1])
-        order = np.argsort(distance[:, :some], axis=1, kind="stable")[:, :k]
-        return near[rows, order], distance[rows, order], to_same, to_other
-
-
-def remoteness(
-    closeness: Singles, scaled: Singles, k: int, excluded: NDArray[np.bool_] | None
-) -> Floats:
-    """Return the log distance by angle of units to the k-th nearest reference.
-
-    Args:
-        closeness: Product of units and references, the latter at length 1, shape (n, m);
-            overwritten.
-        scaled: The units, shape (n, d).
-        k: At most m.
-        excluded: References that each unit must not see, shape (n, m).
-    """
-    # Angles, not lengths: a unit of a sort that was evaluated is then near its like even
-    # where the model responds to it more weakly.
-    if excluded is not None:
-        closeness[excluded] = -np.inf
-    at = closeness.shape[1] - k
-    closeness.partition(at, axis=1)
-    kth = closeness[:, at].astype(np.float64) / lengths(scaled)
-    distance: Floats = 0.5 * np.log(np.maximum(2 - 2 * np.maximum(kth, -1.0), _NEAREST**2))
-    return distance
-
-
-def lengths(points: Singles) -> Singles:
-    """Return the lengths of points (n, d), tiny ones taken as 1e-6."""
-    found: Singles = np.maximum(np.sqrt(_squared(points)), np.float32(1e-6))
-    return found
-
-
-def _squared(points: Singles) -> Singles:
-    squared: Singles = np.einsum("nd,nd->n", points, points)
-    return squared
+        columns[unheard, 0] = columns[unheard, 2] = np.nan
+        return View(columns, votes, log_posterior, found.remoteness)
 
 
 def _against(votes: Floats, prediction: Integers) -> Floats:

@@ -22,6 +22,8 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 #: Other scores that a curve is drawn for beside ours; more of them only hide each other.
 DRAWN = {
     "max_softmax": ("#D55E00", "dash"),
+    "temperature_scaled": ("#56B4E9", "dash"),
+    "entropy": ("#8C6D31", "dot"),
     "margin": ("#E69F00", "dot"),
     "energy": ("#B5679A", "dashdot"),
     "knn_distance": ("#009E73", "longdash"),
@@ -96,7 +98,7 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> go.Figure:
         x=[one["error_proba"] for one in bins],
         y=[one["error_rate"] for one in bins],
         mode="markers",
-        name="error probability (ours)",
+        name="error probability",
         marker={
             "color": OURS,
             "opacity": 1,

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
     from ml_debugger.core.evaluation.summary import Summary
 
-# A difference in AUROC below this is nothing that a reader should act on.
+# Without intervals, a difference in AUROC below this is nothing that a reader should act on.
 _ALIKE = 0.005
 _CALIBRATED = 0.03
 
@@ -60,27 +60,53 @@ def _ranking(summary: "Summary") -> Sentence:
             f"Every unit is {which}, so nothing can be learnt about what errors look like. "
             "Evaluate more or harder data.",
         )
+    if summary.used != "error_proba":
+        return Sentence(
+            "plain",
+            f"{score_name(summary.used)} finds errors better than all evidence together here, so "
+            f"the error probability is made of it (AUROC {ours:.3f}{_difference(summary)}). "
+            "Record more layers or evaluate more data to do better.",
+        )
     if other is None or summary.best_baseline is None:
         return Sentence("plain", f"The error probability finds errors with an AUROC of {ours:.3f}.")
     name = score_name(summary.best_baseline)
-    if ours > other + _ALIKE:
+    difference = _difference(summary)
+    better = _sign(summary)
+    if better > 0:
         return Sentence(
             "good",
             f"The error probability finds errors better than every other score here "
-            f"(AUROC {ours:.3f}; the best other, {name}, {other:.3f}).",
+            f"(AUROC {ours:.3f}; the best other, {name}, {other:.3f}{difference}).",
         )
-    if ours >= other - _ALIKE:
+    if better == 0:
         return Sentence(
             "plain",
             f"The error probability finds errors about as well as {name} "
-            f"(AUROC {ours:.3f} and {other:.3f}): here it adds calibration, not ranking. "
-            "Recording more layers may help.",
+            f"(AUROC {ours:.3f} and {other:.3f}{difference}): here it adds calibration, not "
+            "ranking. Recording more layers may help.",
         )
     return Sentence(
         "bad",
         f"{name} finds errors better than the error probability (AUROC {other:.3f} against "
-        f"{ours:.3f}). Do not rank by it here; record more layers or evaluate more data.",
+        f"{ours:.3f}{difference}). Rank by it here; record more layers or evaluate more data.",
     )
+
+
+def _sign(summary: "Summary") -> int:
+    """Tell whether ours ranks better (1) or worse (-1) than the best other, or neither (0)."""
+    low, high = summary.auroc_gain_low, summary.auroc_gain_high
+    if low is None or high is None:  # a result of an earlier version
+        gain = (summary.auroc or 0.0) - (summary.best_baseline_auroc or 0.0)
+        return int(gain > _ALIKE) - int(gain < -_ALIKE)
+    return int(low > 0) - int(high < 0)
+
+
+def _difference(summary: "Summary") -> str:
+    gain, low, high = summary.auroc_gain, summary.auroc_gain_low, summary.auroc_gain_high
+    if gain is None or low is None or high is None:
+        return ""
+    name = score_name(summary.best_baseline or "")
+    return f"; ours minus {name} {gain:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
 
 
 def _calibration(summary: "Summary") -> Sentence:
