@@ -1,12 +1,17 @@
 """The command line, as a user types it."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ml_debugger.core import cli
+from ml_debugger.core.evaluation.result import Result
+from ml_debugger.core.store import Store
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
@@ -25,6 +30,12 @@ def run(*args: object, home: Path, fails: bool = False) -> str:
     return done.stderr if fails else done.stdout
 
 
+def quickly(*args: object, home: Path) -> tuple[int, str]:
+    """Return the exit code of a command, and what it printed, without another process."""
+    done = CliRunner().invoke(cli.app, [*map(str, args), "--home", str(home)])
+    return done.exit_code, done.stdout
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
@@ -35,6 +46,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with ClassificationTracer(model, "net", "v1", home=folder) as tracer:
             tracer(x[:300], x[:300, :3].argmax(1), range(300), "val", n_epoch=0)
         Evaluator("net", "v1", home=folder).request_evaluation(result_name="r[1]")
+        torch.nn.init.normal_(model[2].weight)
+        with ClassificationTracer(model, "net", "v2", home=folder) as tracer:
+            tracer(x[:300], x[:300, :3].argmax(1), range(300), "val", n_epoch=0)
+        Evaluator("net", "v2", home=folder).request_evaluation(result_name="r[2]")
         with ClassificationDataFilter(model, "net", "v1", "r[1]", home=folder) as data_filter:
             data_filter(x[300:], range(300, 400))
     return folder
@@ -52,6 +67,41 @@ def test_report(home: Path, tmp_path: Path) -> None:
     said = run("report", "r[1]", "-o", tmp_path / "out.html", home=home)
     assert "accuracy" in said
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_compare(home: Path) -> None:
+    store = Store(home)
+    old, new = (Result.load(store.result_folder(name)) for name in ("r[1]", "r[2]"))
+    flow = old.flow(new)
+    broke = len(flow.regressions)
+    assert broke > 0
+    said = run("compare", "r[1]", "r[2]", "--max-regressions", broke, home=home)
+    assert f"{broke:,} regressed, {len(flow.fixed):,} fixed, of 300 shared units" in said
+    for text in ("accuracy", "Zone flow", "Confusion, worst first", "Regressions"):
+        assert text in said
+    assert flow.regressions["input_id"].iloc[0] in said
+    code, said = quickly("compare", "r[1]", "r[2]", "--max-regressions", broke - 1, home=home)
+    assert code == 1
+    assert f"wanted at most {broke - 1}" in said
+    code, said = quickly("compare", "r[1]", "r[1]", "--max-regressions", 0, home=home)
+    assert code == 0
+    assert "0 regressed" in said
+
+
+def test_check(home: Path) -> None:
+    kept = run("check", "r[1]", "--min-accuracy", 0, "--max-ece", 1, home=home)
+    assert kept.count("PASS") == 2
+    code, said = quickly("check", "r[1]", "--min-accuracy", 2, "--max-ece", 1, home=home)
+    assert code == 1
+    assert "FAIL  accuracy" in said
+    assert "PASS  ece" in said
+    for bad in ([], ["--min-auroc", "nan"], ["--min-mood", 1]):
+        assert quickly("check", "r[1]", *bad, home=home)[0] == 2
+
+
+def test_check_has_an_option_for_every_limit() -> None:
+    ours, theirs = (set(inspect.signature(one).parameters) for one in (cli.check, Result.check))
+    assert ours - {"result_name", "home"} == theirs - {"self", "raise_on_failure"}
 
 
 def test_query(home: Path) -> None:

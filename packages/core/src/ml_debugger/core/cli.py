@@ -15,6 +15,7 @@ from ml_debugger.core.store import Scope, Store
 from ml_debugger.core.task import KNOWN, installed, load
 
 if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.comparison import Flow
     from ml_debugger.core.evaluation.result import Result
 
 app = typer.Typer(
@@ -31,6 +32,9 @@ Home = Annotated[
         help="Folder of the local store.", envvar="MLD_HOME", show_default="~/.ml_debugger"
     ),
 ]
+
+
+Limit = Annotated[float | None, typer.Option(help="A limit; none if left out.")]
 
 
 class Sort(StrEnum):
@@ -107,6 +111,75 @@ def report(
     console.print(result.summary())
     path = result.report(output or Path(f"{_file_name(result_name)}.html"))
     console.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    old: Annotated[str, typer.Argument(help="Name of the older result.")],
+    new: Annotated[str, typer.Argument(help="Name of the newer result.")],
+    n: Annotated[int, typer.Option("-n", min=0, help="How many rows to show at most.")] = 10,
+    max_regressions: Annotated[
+        int | None, typer.Option(min=0, help="Exit with 1 if there are more regressions.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Show what changed from one result to another, regressions first."""
+    store = Store(home)
+    first, second = _result(store, old), _result(store, new)
+    flow = first.flow(second)
+    console.print(_figures(first, second))
+    _print_flow(flow, n)
+    names = dict(enumerate(second.class_names))
+    _print_confusion(flow, names, n)
+    _print_regressions(flow, names, n)
+    broke = len(flow.regressions)
+    console.print(
+        f"{broke:,} regressed, {len(flow.fixed):,} fixed, of {int(flow.counts.to_numpy().sum()):,} "
+        f"shared units; chance alone would differ as much with p = {flow.p_value:.2g} (McNemar)",
+        soft_wrap=True,
+    )
+    if max_regressions is not None and broke > max_regressions:
+        console.print(f"FAIL  {broke:,} regressions, wanted at most {max_regressions:,}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    result_name: Annotated[str, typer.Argument(help="Name of a result.")],
+    min_accuracy: Limit = None,
+    min_auroc: Limit = None,
+    max_aurc: Limit = None,
+    max_augrc: Limit = None,
+    max_brier: Limit = None,
+    max_ece: Limit = None,
+    max_critical_share: Limit = None,
+    min_stable_share: Limit = None,
+    max_stable_error_rate: Limit = None,
+    beats_max_softmax: Annotated[
+        bool, typer.Option("--beats-max-softmax", help="AUROC above that of the max softmax.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Hold a result against limits; exit with 1 unless all are kept."""
+    result = _result(Store(home), result_name)
+    try:
+        outcome = result.check(
+            min_accuracy=min_accuracy,
+            min_auroc=min_auroc,
+            max_aurc=max_aurc,
+            max_augrc=max_augrc,
+            max_brier=max_brier,
+            max_ece=max_ece,
+            max_critical_share=max_critical_share,
+            min_stable_share=min_stable_share,
+            max_stable_error_rate=max_stable_error_rate,
+            beats_max_softmax=beats_max_softmax,
+        )
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+    console.print(str(outcome), soft_wrap=True, highlight=False)
+    if not outcome:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -255,6 +328,68 @@ def _result(store: Store, name: str) -> "Result":
 
     store.result(name)  # says which results there are, if not this one
     return Result.load(store.result_folder(name))
+
+
+def _figures(first: "Result", second: "Result") -> Table:
+    table = _table("Figures", "figure", first.result_name, second.result_name, "difference")
+    for row in first.compare(second, as_="arrow").to_pylist():
+        style = {True: "green", False: "red", None: None}[row["better"]]
+        table.add_row(row["figure"], *map(_short, (row["this"], row["other"], row["difference"])),
+                      style=style)  # fmt: skip
+    return table
+
+
+def _print_flow(flow: "Flow", n: int) -> None:
+    cells = flow.counts.stack()
+    moves = [(*zones, count) for zones, count in cells.items() if count and zones[0] != zones[1]]
+    moves.sort(key=lambda move: -move[2])
+    table = _table("Zone flow, largest first", "from", "to", "units")
+    for old, new, count in moves[:n]:
+        table.add_row(old, new, f"{count:,}")
+    _print_some(table, len(moves), n)
+
+
+def _print_confusion(flow: "Flow", names: dict[int, str], n: int) -> None:
+    changed = flow.confusion[flow.confusion["difference"] != 0]
+    table = _table("Confusion, worst first", "label", "prediction", "old", "new", "difference")
+    for row in changed.head(n).itertuples(index=False):
+        pair = (_class(row.label, names), _class(row.prediction, names))
+        table.add_row(*pair, f"{row.this:,}", f"{row.other:,}", f"{row.difference:+,}")
+    _print_some(table, len(changed), n)
+
+
+def _print_regressions(flow: "Flow", names: dict[int, str], n: int) -> None:
+    table = _table("Regressions", "input_id", "label", "was", "is", "error_proba", "zone", "code")
+    for row in flow.regressions.head(n).itertuples(index=False):
+        classes = (row.other_label, row.prediction, row.other_prediction)
+        chance = f"{row.other_error_proba:.3f}"
+        table.add_row(
+            row.input_id,
+            *(_class(one, names) for one in classes),
+            chance,
+            row.other_zone,
+            row.other_code,
+        )
+    _print_some(table, len(flow.regressions), n)
+
+
+def _print_some(table: Table, of: int, n: int) -> None:
+    if table.row_count:
+        table.caption = f"the first {n:,} of {of:,}" if of > n else None
+        console.print(table)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    is_count = value == int(value) and abs(value) != 1
+    return f"{value:,.0f}" if is_count else f"{value:.4f}"
+
+
+def _class(number: Any, names: dict[int, str]) -> str:
+    import pandas as pd
+
+    return "none" if pd.isna(number) else names.get(int(number), str(number))
 
 
 def _condition(text: str) -> tuple[str, str]:

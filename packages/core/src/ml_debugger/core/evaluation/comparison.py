@@ -1,4 +1,4 @@
-"""Two results side by side: which figures moved, and which inputs changed zone.
+"""Two results side by side: which figures moved, and which units changed.
 
 Both read from a result *to* another one: call them on the older result with the newer one.
 """
@@ -15,7 +15,9 @@ from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, tex
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
 
-KEY = ("dataset_type", "input_id")
+#: What makes units of two results the same: their input, and their position within it.
+INPUT = ("dataset_type", "input_id")
+KEY = (*INPUT, "position")
 
 #: Figures of a comparison, and whether a larger value is better (None: neither).
 COMPARED: dict[str, bool | None] = {
@@ -72,50 +74,84 @@ def _zone_shares(result: "Result") -> list[tuple[str, float | None, float | None
 
 @dataclass(frozen=True)
 class Flow:
-    """Where inputs went between two results.
+    """What became of the units that two results share.
+
+    Frames are pandas. A class is its number; a missing label stands for none of the model's
+    classes.
 
     Attributes:
         this: Name of the result they come from.
         other: Name of the result they go to.
-        counts: A pandas frame, zones of `this` as rows and of `other` as columns.
-        moved: A pandas frame of the inputs whose zone or correctness changed, the largest rise of
-            `error_proba` first: `dataset_type`, `input_id`, `zone`, `other_zone`, `wrong`,
-            `other_wrong`, `error_proba`, `other_error_proba`.
-        only_this: How many inputs are in `this` alone.
-        only_other: How many inputs are in `other` alone.
+        counts: Zones of `this` as rows and of `other` as columns.
+        moved: The units whose zone or correctness changed, the largest rise of `error_proba`
+            first: `dataset_type`, `input_id`, `position` (of the unit within its input, from 0),
+            then for `this` and, with the prefix `other_`, for `other`: `label`, `prediction`,
+            `wrong`, `zone`, `code`, `error_proba`.
+        confusion: How often each class was taken for which: `label`, `prediction`, `this`,
+            `other`, `difference` (other minus this), the largest changes for the worse first:
+            confusions that rose, and right predictions that fell.
+        classes: How often each class was right: `label`, `n`, `accuracy`, `other_n`,
+            `other_accuracy`, `difference`, the largest fall first. Null where there are none.
+        relabelled: How many units have another label in `other`, which no model is to blame for.
+        only_this: How many units are in `this` alone.
+        only_other: How many units are in `other` alone.
     """
 
     this: str
     other: str
     counts: Any
     moved: Any
+    confusion: Any
+    classes: Any
+    relabelled: int
     only_this: int
     only_other: int
 
     @property
-    def broken(self) -> Any:
-        """The inputs that were right and are wrong in the other result."""
+    def regressions(self) -> Any:
+        """The units that were right and are wrong in the other result, as in `moved`."""
         return self.moved[~self.moved["wrong"] & self.moved["other_wrong"]]
 
     @property
+    def broken(self) -> Any:
+        """The same as `regressions`."""
+        return self.regressions
+
+    @property
     def fixed(self) -> Any:
-        """The inputs that were wrong and are right in the other result."""
+        """The units that were wrong and are right in the other result, as in `moved`."""
         return self.moved[self.moved["wrong"] & ~self.moved["other_wrong"]]
+
+    @property
+    def p_value(self) -> float:
+        """How likely chance alone makes regressed and fixed units differ as much, in [0, 1].
+
+        The exact test of McNemar (1947): were the models equally good, each unit that changed
+        sides would be as likely a regression as a fix (two-sided, binomial). It takes units to
+        be independent, which several units of one input are not quite.
+        """
+        from scipy.stats import binomtest
+
+        broke, fixed = len(self.regressions), len(self.fixed)
+        return float(binomtest(broke, broke + fixed).pvalue) if broke + fixed else 1.0
 
     def __str__(self) -> str:
         kept = int(np.trace(self.counts.to_numpy()))
         total = int(self.counts.to_numpy().sum())
         return (
-            f"{self.this} -> {self.other}: {kept:,} of {total:,} inputs kept their zone, "
-            f"{len(self.fixed):,} were fixed, {len(self.broken):,} broke\n{self.counts}"
+            f"{self.this} -> {self.other}: {kept:,} of {total:,} units kept their zone, "
+            f"{len(self.fixed):,} were fixed, {len(self.regressions):,} broke "
+            f"(McNemar p = {self.p_value:.2g})"
+            + (f", {self.relabelled:,} have another label" if self.relabelled else "")
+            + f"\n{self.counts}"
         )
 
 
 def flow(first: "Result", second: "Result") -> Flow:
-    """Follow the inputs that two results share from zone to zone.
+    """Follow the units that two results share from one to the other.
 
-    Inputs are the same where `dataset_type` and `input_id` are; where one result holds an input
-    several times (several epochs), its last row counts.
+    Units are the same where `dataset_type`, `input_id` and their position within the input are;
+    where one result holds an input in several epochs, its latest epoch counts.
 
     Raises:
         InputError: The results share no input.
@@ -124,15 +160,14 @@ def flow(first: "Result", second: "Result") -> Flow:
 
     from ml_debugger.core.evaluation.zones import ZONES
 
-    mine, theirs = _last_rows(first), _last_rows(second)
-    both = mine.merge(theirs, on=list(KEY), how="inner", suffixes=("", "_other"))
+    mine, theirs = _latest_units(first), _latest_units(second)
+    renamed = theirs.rename(columns={name: f"other_{name}" for name in _FOLLOWED})
+    both = mine.merge(renamed, on=list(KEY), how="inner")
     if both.empty:
         raise InputError(
             f"{first.result_name} and {second.result_name} share no input: compare results of the "
             "same data set, traced with the same ids"
         )
-    both = both.rename(columns={f"{c}_other": f"other_{c}" for c in ("zone", "wrong")})
-    both = both.rename(columns={"error_proba_other": "other_error_proba"})
     names = [str(zone) for zone in ZONES]
     counts = pd.crosstab(both["zone"], both["other_zone"]).reindex(
         index=names, columns=names, fill_value=0
@@ -140,30 +175,72 @@ def flow(first: "Result", second: "Result") -> Flow:
     changed = (both["zone"] != both["other_zone"]) | (both["wrong"] != both["other_wrong"])
     rise = both["other_error_proba"] - both["error_proba"]
     moved = both.assign(_rise=rise)[changed].sort_values(
-        ["_rise", *KEY], ascending=[False, True, True]
+        ["_rise", *KEY], ascending=[False, True, True, True]
     )
-    columns = [*KEY, "zone", "other_zone", "wrong", "other_wrong", "error_proba"]
     return Flow(
         this=first.result_name,
         other=second.result_name,
         counts=counts,
-        moved=moved[[*columns, "other_error_proba"]].reset_index(drop=True),
+        moved=moved.drop(columns="_rise").reset_index(drop=True),
+        confusion=_confusion(both),
+        classes=_classes(both),
+        relabelled=_differing(both["label"], both["other_label"]),
         only_this=len(mine) - len(both),
         only_other=len(theirs) - len(both),
     )
 
 
-def _last_rows(result: "Result") -> Any:
+_FOLLOWED = ("label", "prediction", "wrong", "zone", "code", "error_proba")
+
+
+def _latest_units(result: "Result") -> Any:
     import pandas as pd
 
     units = result.to_arrow()
-    frame = pd.DataFrame(
-        {
-            "dataset_type": texts(units, "dataset_type"),
-            "input_id": texts(units, "input_id"),
-            "zone": texts(units, "zone"),
-            "wrong": numbers(units, "wrong").astype(bool),
-            "error_proba": numbers(units, "error_proba"),
-        }
-    )
-    return frame.drop_duplicates(list(KEY), keep="last")
+    columns: dict[str, Any] = {name: texts(units, name) for name in (*INPUT, "zone", "code")}
+    columns["label"] = pd.array(numbers(units, "label"), dtype="Int64")
+    columns["prediction"] = numbers(units, "prediction").astype(np.int64)
+    columns["wrong"] = numbers(units, "wrong").astype(bool)
+    columns["error_proba"] = numbers(units, "error_proba")
+    columns["n_epoch"] = np.nan_to_num(numbers(units, "n_epoch").astype(np.float64), nan=-np.inf)
+    frame = pd.DataFrame(columns)
+    latest = frame.groupby(list(INPUT), sort=False)["n_epoch"].transform("max")
+    frame = frame[frame["n_epoch"] == latest]
+    frame = frame.assign(position=frame.groupby(list(INPUT), sort=False).cumcount())
+    return frame[[*KEY, *_FOLLOWED]]
+
+
+def _confusion(both: Any) -> Any:
+    import pandas as pd
+
+    cell = ["label", "prediction"]
+    this = both.groupby(cell, dropna=False).size()
+    other = both.groupby([f"other_{name}" for name in cell], dropna=False).size()
+    frame = pd.concat([this, other.rename_axis(cell)], axis=1, keys=["this", "other"])
+    frame = frame.fillna(0).astype(np.int64).reset_index()
+    frame["difference"] = frame["other"] - frame["this"]
+    right = (frame["label"] == frame["prediction"]).fillna(False).astype(bool)
+    worse = frame["difference"].where(~right, -frame["difference"])
+    order = frame.assign(_worse=worse).sort_values(["_worse", *cell], ascending=[False, True, True])
+    return order.drop(columns="_worse").reset_index(drop=True)
+
+
+def _classes(both: Any) -> Any:
+    import pandas as pd
+
+    parts = []
+    for prefix in ("", "other_"):
+        grouped = both.groupby(f"{prefix}label", dropna=False)[f"{prefix}wrong"]
+        part = grouped.agg(["size", "mean"]).rename_axis("label")
+        part["mean"] = 1 - part["mean"]
+        parts.append(part.set_axis([f"{prefix}n", f"{prefix}accuracy"], axis=1))
+    frame = pd.concat(parts, axis=1).reset_index()
+    counts = ["n", "other_n"]
+    frame[counts] = frame[counts].fillna(0).astype(np.int64)
+    frame["difference"] = frame["other_accuracy"] - frame["accuracy"]
+    return frame.sort_values(["difference", "label"]).reset_index(drop=True)
+
+
+def _differing(ours: Any, theirs: Any) -> int:
+    """Count the labels that differ; two missing ones do not."""
+    return int((ours != theirs).fillna(ours.isna() != theirs.isna()).sum())
