@@ -14,6 +14,8 @@ from typing_extensions import override
 
 from ml_debugger.core import ModelVersion, Store
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError, StrategyError
+from ml_debugger.core.evaluation.codes import parse_code
+from ml_debugger.core.evaluation.zones import ZONES
 from ml_debugger.core.pool import StoredPool
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
@@ -85,7 +87,10 @@ def test_the_worst_are_mostly_wrong(pool: Any) -> None:
 def test_sorts_are_each_others_reverse_and_explained(pool: Any) -> None:
     high = pool.query(800, "high_error_proba", explain=True)
     low = pool.query(800, "low_error_proba", explain=True)
-    assert list(high.columns) == ["input_id", "rank_value", "zone", "reason"]
+    assert list(high.columns) == ["input_id", "rank_value", "zone", "code", "reason"]
+    assert all(parse_code(code) for code in high["code"])
+    hot = high[high["zone"].str.endswith("hotspot")]
+    assert (hot["code"].map(lambda code: parse_code(code).correct)).mean() < 0.5
     assert high["rank_value"].is_monotonic_decreasing
     assert low["rank_value"].is_monotonic_increasing
     assert set(high["input_id"]) == set(low["input_id"]) == {str(i) for i in range(800)}
@@ -156,6 +161,20 @@ def test_sampling_and_spreading(pool: Any) -> None:
         return float(distances.min(1).values.mean())
 
     assert nearest(spread) > nearest(plain)
+
+
+def test_zone_quotas(pool: Any, home: Path) -> None:
+    quotas = {"method": "zone_quotas", "per_zone": {"stable_coverage": 3, "critical_hotspot": 2}}
+    found = pool.query(20, "high_error_proba", sampling=quotas, explain=True)
+    assert found["zone"].value_counts().to_dict() == {"stable_coverage": 3, "critical_hotspot": 2}
+    critical = pool.query(2, {"target_zones": ["critical_hotspot"]})
+    assert found["input_id"][found["zone"] == "critical_hotspot"].tolist() == critical
+    with pytest.raises(StrategyError, match="diverse=True keeps to no quota"):
+        pool.query(20, "high_error_proba", sampling=quotas, diverse=True)
+    with make(home, result_name=None) as plain, torch.no_grad():
+        plain(POOL[:9], range(9), "no result")
+        with pytest.raises(StrategyError, match="needs an evaluation"):
+            plain.query(5, {"conditions": [{"score": ">0"}]}, "no result", sampling=quotas)
 
 
 def test_evaluated_samples_keep_their_honest_values(home: Path) -> None:
@@ -371,9 +390,18 @@ def test_logging_notices_data_unlike_what_was_evaluated(tmp_path: Path) -> None:
             logger(usual(300))
             logger(torch.randn(300, 64))
             health = logger.health(window=300)
+            few = logger.health(window=590)
     assert health["drift"].tolist() == [False, True]
+    assert health["drift_p"][0] > 0.01 > health["drift_p"][1]
+    assert health["feature_drift_p"][1] < 0.001
     assert health["outlier_share"][0] < 0.15
     assert health["outlier_share"][1] > 0.5
+    assert (health["high"] - health["low"])[1] > 0.3  # an estimate that may be far off says so
+    zones = [str(zone) for zone in ZONES]
+    assert health[zones].sum(axis=1).tolist() == pytest.approx([1, 1])
+    assert health["aleatoric_hotspot"][0] < 0.2 < 0.3 < health["aleatoric_hotspot"][1]
+    assert few["drift"].isna().tolist() == [False, True]  # ten inputs cannot tell
+    assert np.isnan(few["drift_p"][1])
 
 
 def test_ids_that_a_logger_makes_up_are_unique_and_sorted_by_time() -> None:

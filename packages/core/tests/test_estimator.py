@@ -17,7 +17,6 @@ from ml_debugger.core.evaluation.estimator import (
     ErrorModel,
     Estimates,
     Observations,
-    drift,
 )
 from ml_debugger.core.evaluation.zones import ZONES, ZoneRules, zone_table
 
@@ -478,7 +477,6 @@ def test_errors_of_a_network_are_ranked_and_calibrated(noise):
         assert gain > 0
         gains.append(gain)
         calibration.append(metrics.ece(found.error_proba, wrong))
-        assert not drift(estimates.outlier, found.outlier)
         rules = ZoneRules.fit(estimates, evaluation.score, target != evaluation.prediction)
         table = zone_table(rules.assign(found, pool.score), wrong, pool.score)
         rates = {row["zone"]: row["error_rate"] for row in table}
@@ -595,7 +593,7 @@ def test_fewer_references_cost_little():
     assert scores[0] - scores[1] < 0.02
 
 
-def test_outlier_p_values_are_uniform_and_drift_is_noticed():
+def test_outlier_p_values_are_uniform_and_strange_units_have_small_ones():
     observations, target = made(800, dims=(12,))
     model, estimates = ErrorModel.fit(observations, target)
     same, _ = made(2000, seed=1, dims=(12,))
@@ -603,7 +601,5 @@ def test_outlier_p_values_are_uniform_and_drift_is_noticed():
     for level in (0.05, 0.2, 0.5):
         assert (p_value <= level).mean() == pytest.approx(level, abs=0.04)
         assert (estimates.outlier <= level).mean() == pytest.approx(level, abs=0.01)
-    assert not drift(estimates.outlier, p_value)
     strange = changed(same, layer0=-3 * same.features["layer0"])
-    assert drift(estimates.outlier, model.estimate(strange).outlier)
-    assert not drift(estimates.outlier, p_value[:0])
+    assert (model.estimate(strange).outlier <= 0.05).mean() > 0.1

@@ -3,7 +3,8 @@
 import math
 import operator
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_debugger.core.errors import StrategyError
+from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.query import Condition, FilterConfig, rank, read_strategy
 from ml_debugger.core.sampling import SamplingConfig, spread
 
@@ -322,6 +324,40 @@ def test_class_balanced_fills_quotas_in_order(classes: list[int], quota: int, n:
             assert set(first) <= set(drawn.tolist())
 
 
+@given(
+    zones=st.lists(st.sampled_from(["hotspot", "critical_hotspot", "x"]), max_size=60),
+    quota=st.integers(1, 5),
+    n=st.integers(1, 20),
+)
+def test_zone_quotas_take_the_first_of_each_zone(zones: list[str], quota: int, n: int) -> None:
+    per_zone = {"hotspot": quota, "critical_hotspot": 2}
+    config = SamplingConfig.read({"method": "zone_quotas", "per_zone": per_zone})
+    given = np.array(zones, object)
+    drawn = config.draw(np.linspace(1, 0, len(given)), given, n).tolist()
+    wanted = {zone: min(most, zones.count(zone)) for zone, most in per_zone.items()}
+    assert len(drawn) == min(n, sum(wanted.values()))
+    assert drawn == sorted(drawn)
+    for zone, most in wanted.items():
+        taken = [at for at in drawn if zones[at] == zone]
+        assert taken == np.flatnonzero(given == zone)[: len(taken)].tolist()
+        assert len(taken) >= min(most, n // 2)  # two zones take turns
+
+
+def test_an_input_of_several_units_is_in_the_zone_of_the_worst() -> None:
+    estimates = {
+        "error_proba": np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.4], np.float32),
+        "zone": np.array([0, 2, 1, 1, 4, 3], np.int8),
+    }
+    records = SimpleNamespace(
+        counts=lambda _: np.array([2, 0, 3, 1]),
+        names=list,
+        estimates=lambda _, name: estimates[name],
+    )
+    pool = StoredPool(cast(Any, records), cast(Any, SimpleNamespace(result_name="r")))
+    found = pool.zones(np.array([3, 0, 2]))
+    assert found.tolist() == ["recessive_hotspot", "hotspot", "critical_hotspot"]
+
+
 def test_random_draws_within_the_range_and_by_seed() -> None:
     values = np.linspace(1, 0, 101)
     config = SamplingConfig(method="random", min_value=0.3, max_value=0.7, seed=3)
@@ -343,6 +379,11 @@ def test_random_draws_within_the_range_and_by_seed() -> None:
         {"method": "random", "min_value": 0, "seed": -1},
         {"method": "class_balanced"},
         {"method": "class_balanced", "min_per_class": 0},
+        {"method": "class_balanced", "min_per_class": 2, "per_zone": {"hotspot": 1}},
+        {"method": "zone_quotas"},
+        {"method": "zone_quotas", "per_zone": {}},
+        {"method": "zone_quotas", "per_zone": {"hotspot": 0}},
+        {"method": "zone_quotas", "per_zone": {"hotspt": 1}},
         "random",
     ],
 )
@@ -355,7 +396,12 @@ def test_spread_covers_clusters_that_the_first_rows_miss() -> None:
     rng = np.random.default_rng(0)
     centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])
     features = np.concatenate([c + rng.normal(0, 0.1, (25, 2)) for c in centres])
-    chosen = spread(features, 4)
+    chosen = spread(features, np.ones(100), 4)
     assert sorted((chosen // 25).tolist()) == [0, 1, 2, 3]
     assert 0 in chosen
-    assert spread(features[:3], 5).tolist() == [0, 1, 2]
+    weights = np.where(np.arange(100) < 50, 1, 1e-6)  # two of the clusters are hardly wanted
+    assert set((spread(features, weights, 10) // 25).tolist()) == {0, 1}
+    assert spread(np.ones((9, 2)), np.ones(9), 4).tolist() == [0, 1, 2, 3]
+    assert spread(features[:3], np.ones(3), 5).tolist() == [0, 1, 2]
+    features[7] = math.inf
+    assert len(spread(features, np.ones(100), 20)) == 20

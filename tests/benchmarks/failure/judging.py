@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score
 from failure.methods import METHODS, platt
 from failure.variants import Run, Traced, run
 from ml_debugger.core.evaluation import metrics
-from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates, Observations, drift
+from ml_debugger.core.evaluation.drift import Evaluated
+from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates, Observations
 from ml_debugger.core.evaluation.zones import ZONES, Zone, ZoneRules
 
 OURS = "error_proba (ours)"
@@ -126,9 +127,23 @@ def judged(name: str, seed: int, retrained: int) -> Judged:
         pool_size=len(pool.labels),
         error_rate=float(pool.wrong.mean()),
         level=abs(float(found.error_proba.mean() - pool.wrong.mean())),
-        drift=bool(drift(own.outlier, found.outlier)),
+        drift=drifted(evaluation, own, pool, found),
         seconds=seconds,
     )
+
+
+def drifted(evaluation: Traced, own: Estimates, pool: Traced, found: Estimates) -> bool:
+    """Tell whether drift is stated of the pool, without its labels."""
+    rules = ZoneRules.fit(own, evaluation.score, evaluation.wrong, evaluation.prediction)
+    evaluated = Evaluated.of_units(
+        evaluation.wrong,
+        own.error_proba,
+        own.outlier,
+        rules.assign(own, evaluation.score, evaluation.prediction),
+    )
+    zones = rules.assign(found, pool.score, pool.prediction)
+    stated = evaluated.drift(found.error_proba, found.outlier, zones)
+    return stated is not None and stated.raised
 
 
 def few_errors(evaluation: Traced, pool: Traced, seed: int) -> dict[int, tuple[Figures, Figures]]:

@@ -97,6 +97,21 @@ class StoredPool(_Owned):
         rows = inputs if self.counts is None else (np.cumsum(self.counts) - self.counts)[inputs]
         return self.records.column(f"predicted/{name}", rows)
 
+    def zones(self, inputs: NDArray[np.int64]) -> Array:
+        """Return the zone names of some inputs: of each, that of its most probably wrong unit.
+
+        Each of these inputs must have a unit, and there must be a result.
+        """
+        assert self.result is not None
+        name = self.result.result_name
+        zone = self.records.estimates(name, "zone")
+        rows = inputs
+        if self.owner is not None and self.counts is not None:
+            proba = self.records.estimates(name, "error_proba")
+            worst_first = np.lexsort((-proba, self.owner))
+            rows = worst_first[(np.cumsum(self.counts) - self.counts)[inputs]]
+        return np.asarray(zone_names(zone[rows]).to_pylist(), object)
+
 
 def open_pool(
     repository: Repository, scope: Scope, result: "Result | None", *, may_mix: bool = False

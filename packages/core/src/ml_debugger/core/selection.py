@@ -1,5 +1,6 @@
 """Pick inputs from a pool: match, rank, draw, spread."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -40,8 +41,16 @@ def select(
     chosen = read_strategy(strategy, known=None if empty else pool.names)
     if pool.result is None and (isinstance(chosen, str) or chosen.columns & ESTIMATED):
         raise StrategyError(f"strategy {strategy!r} {NEEDS_RESULT}")
+    if draw is not None and draw.per_zone is not None:
+        if pool.result is None:
+            raise StrategyError(f"sampling method 'zone_quotas' {NEEDS_RESULT}")
+        if diverse:
+            raise StrategyError(
+                "diverse=True keeps to no quota: leave it or sampling method 'zone_quotas' out, "
+                "or query each zone by itself with diverse=True"
+            )
     if empty:
-        return _frame([], [], [], []) if explain else []
+        return _frame([], [], [], [], []) if explain else []
     order, values = _choose(pool, chosen, int(n_data), draw, diverse=diverse)
     ids = _cast(pool.records.ids(order).to_pylist(), type_cast)
     return _explained(pool, chosen, ids, order, values) if explain else ids
@@ -63,17 +72,22 @@ def _choose(
     elif pool.counts is not None:
         among = np.flatnonzero(pool.counts)  # an input without units has no error probability
     room = CANDIDATES * n if diverse else n
+    descending = isinstance(strategy, FilterConfig) or SORTS[strategy]
     order = rank(
         values,
         pool.records.ids,
         len(values) if draw is not None else room,
-        descending=isinstance(strategy, FilterConfig) or SORTS[strategy],
+        descending=descending,
         among=among,
     )
     if draw is not None:
-        order = order[draw.draw(values[order], pool.of_inputs("prediction", order), room)]
+        by_zone = draw.per_zone is not None
+        groups = pool.zones(order) if by_zone else pool.of_inputs("prediction", order)
+        order = order[draw.draw(values[order], groups, room)]
     if diverse and len(order):
-        order = order[spread(pool.of_inputs(_deepest_layer(pool), order), n)]
+        wanted = values[order] if descending else 1 - values[order]
+        wanted = np.nan_to_num(wanted, nan=1.0)  # without a result all are wanted alike
+        order = order[spread(pool.of_inputs(_deepest_layer(pool), order), wanted, n)]
     return order, values[order]
 
 
@@ -94,9 +108,17 @@ def _explained(
         return found.take(pa.array(order)) if arrow else found[order]
 
     one_unit = pool.counts is None
-    zones = [None] * len(order)
+    zones: list[str | None] = [None] * len(order)
+    codes: Sequence[str | None] = zones
     if one_unit and pool.result is not None:
+        from ml_debugger.core.evaluation.scoring import estimated_codes
+
         zones = column("zone").to_pylist()
+        recorded = set(pool.records.names())
+        codes = estimated_codes(
+            lambda name: pool.of_inputs(name, order) if f"predicted/{name}" in recorded else None,
+            pool.result,
+        )
     if isinstance(strategy, str):
         way = "highest" if SORTS[strategy] else "lowest"
         reasons = [f"{way} error_proba, place {at}" for at in range(1, len(order) + 1)]
@@ -104,13 +126,14 @@ def _explained(
         reasons = strategy.describe(column)
     else:
         reasons = ["one of its units matches"] * len(order)
-    return _frame(ids, values, zones, reasons)
+    return _frame(ids, values, zones, codes, reasons)
 
 
-def _frame(ids: Any, values: Any, zones: Any, reasons: Any) -> Any:
+def _frame(ids: Any, values: Any, zones: Any, codes: Any, reasons: Any) -> Any:
     import pandas as pd
 
-    return pd.DataFrame({"input_id": ids, "rank_value": values, "zone": zones, "reason": reasons})
+    columns = {"input_id": ids, "rank_value": values, "zone": zones, "code": codes}
+    return pd.DataFrame({**columns, "reason": reasons})
 
 
 def _cast(ids: list[str], type_cast: type | None) -> list[Any]:

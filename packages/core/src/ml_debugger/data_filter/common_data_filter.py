@@ -132,11 +132,13 @@ class CommonDataFilter(InferenceTracer):
             dataset_type: The split.
             type_cast: Called on each id, `int` for example.
             sampling: Draw from the candidates instead of taking the first.
-            diverse: Spread the choice over the features of the last layer, by greedy k-centre
-                among the first `4 * n_data` candidates.
+            diverse: Spread the choice over the features of the last layer: of the first
+                `4 * n_data` candidates, always the one that is farthest from those chosen so far,
+                its squared distance weighted by its error probability. Not with 'zone_quotas'.
             run: Only what this run recorded. Without it a warning names the runs, if several
                 recorded the split: they may be of different weights.
-            explain: Return a frame instead: `input_id`, `rank_value`, `zone`, `reason`.
+            explain: Return a frame instead: `input_id`, `rank_value`, `zone`, `code` (an estimate:
+                what the features suggest, and what was predicted), `reason`.
 
         Returns:
             Ids, best first; or the frame.

@@ -20,7 +20,7 @@ from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 from ml_debugger.core.evaluation.substitute import Substitute
 
-__all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations", "drift"]
+__all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations"]
 
 #: The outlier p-value of units with non-finite values: below any that a finite one can have.
 NOT_FINITE = 1e-6
@@ -365,23 +365,6 @@ class ErrorModel:
             if substitute is None
             else Substitute.restore(_below("substitute.", arrays), substitute),
         )
-
-
-def drift(outlier_evaluation: Array, outlier_pool: Array) -> bool:
-    """Tell whether other units are unlike the evaluated ones, so that only ranking holds.
-
-    Without drift, 5 % of the p-values are at most 0.05; the flag is raised when the share in the
-    pool exceeds that by three standard errors of both samples.
-
-    Args:
-        outlier_evaluation: `Estimates.outlier` of the evaluated units, shape (n,).
-        outlier_pool: `Estimates.outlier` of the other units, shape (m,).
-    """
-    n, m = len(outlier_evaluation), len(outlier_pool)
-    if n == 0 or m == 0:
-        return False
-    share = float(np.mean(outlier_pool <= 0.05))
-    return share > 0.05 + 3 * float(np.sqrt(0.05 * 0.95 * (1 / n + 1 / m)))
 
 
 def _below(start: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

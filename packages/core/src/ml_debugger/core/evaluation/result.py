@@ -199,7 +199,11 @@ class Result(SavedResult):
         return compare(self, other, as_)
 
     def flow(self, other: "Result") -> "Flow":
-        """Follow the inputs that both results hold from their zones here to those of another.
+        """Follow the units that both results hold from here to another result.
+
+        What comes back tells which zone went where, which units broke (`regressions`) or were
+        fixed, how the confusions changed (`confusion`, `classes`), and whether all of that could
+        be chance (`p_value`).
 
         Raises:
             InputError: The results share no input.

@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.estimator import Observations
 from ml_debugger.core.records import Array
+from ml_debugger.core.task import task_named
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -50,10 +51,17 @@ def judge(column: Callable[[str], Array | None], result: "Result") -> dict[str, 
         "error_proba": estimates.error_proba,
         "outlier": estimates.outlier,
         "unstable": estimates.unstable,
-        "zone": result.rules.assign(
-            estimates, observations.score, observations.prediction
-        ),
+        "zone": result.rules.assign(estimates, observations.score, observations.prediction),
     }
+
+
+def estimated_codes(column: Callable[[str], Array | None], result: "Result") -> list[str]:
+    """Return the error codes of units without labels: what they seem to be, and were taken for."""
+    observations = observed(column, result.layers)
+    estimates = result.estimator.estimate(observations)
+    zones = result.rules.assign(estimates, observations.score, observations.prediction)
+    task = task_named(result.manifest.task)
+    return list(task.codes(observations.prediction, None, zones, estimates))
 
 
 def score_missing(records: "Records", result: "Result") -> None:

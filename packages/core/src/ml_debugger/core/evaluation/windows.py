@@ -1,17 +1,19 @@
 """How a model in use is probably doing, window by window and without labels."""
 
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.evaluation.drift import OUTLIER, Drift, Evaluated
 from ml_debugger.core.evaluation.zones import ZONES, Zone
 from ml_debugger.core.records import Array
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
     from ml_debugger.core.pool import StoredPool
+
+_CRITICAL = ZONES.index(Zone.CRITICAL_HOTSPOT)
 
 
 def health(pool: "StoredPool", *, window: int, confidence: float) -> Any:
@@ -41,62 +43,48 @@ def health(pool: "StoredPool", *, window: int, confidence: float) -> Any:
     )
     if pool.result is None:
         return frame
-    name = pool.result.result_name
+    columns = _estimated(pool, pool.result, order, cuts, confidence)
+    columns["drift"] = pd.array(columns["drift"], dtype="boolean")
+    return frame.assign(**columns)
+
+
+def _estimated(
+    pool: "StoredPool", result: "Result", order: Array, cuts: list[slice], confidence: float
+) -> dict[str, Any]:
+    """Return the columns that need a result, one value a window."""
     proba, zone, outlier = (
-        np.asarray(pool.records.estimates(name, column))[order]
+        np.asarray(pool.records.estimates(result.result_name, column))[order]
         for column in ("error_proba", "zone", "outlier")
     )
-    critical = zone == ZONES.index(Zone.CRITICAL_HOTSPOT)
-    bounds = [accuracy_interval(proba[cut], pool.result, confidence) for cut in cuts]
-    return frame.assign(
-        estimated_accuracy=[1 - _mean(proba[cut]) for cut in cuts],
-        low=[low for low, _ in bounds],
-        high=[high for _, high in bounds],
-        estimated_errors=[float(proba[cut].sum()) for cut in cuts],
-        estimated_critical_errors=[float(proba[cut][critical[cut]].sum()) for cut in cuts],
-        outlier_share=[_mean(outlier[cut] <= OUTLIER) for cut in cuts],
-        drift=[drifted(pool.result, outlier[cut]) for cut in cuts],
-    )
+    evaluated = Evaluated.of(result)
+    drifts = [evaluated.drift(proba[cut], outlier[cut], zone[cut]) for cut in cuts]
+    bounds = [
+        evaluated.accuracy(proba[cut], confidence, drift)
+        for cut, drift in zip(cuts, drifts, strict=True)
+    ]
+    return {
+        "estimated_accuracy": [1 - _mean(proba[cut]) for cut in cuts],
+        "low": [low for low, _ in bounds],
+        "high": [high for _, high in bounds],
+        "estimated_errors": [float(proba[cut].sum()) for cut in cuts],
+        "estimated_critical_errors": [
+            float(proba[cut][zone[cut] == _CRITICAL].sum()) for cut in cuts
+        ],
+        "outlier_share": [_mean(outlier[cut] <= OUTLIER) for cut in cuts],
+        "drift": [None if drift is None else drift.raised for drift in drifts],
+        "drift_p": _p_values(drifts, "p_value"),
+        "feature_drift_p": _p_values(drifts, "features"),
+        "error_proba_drift_p": _p_values(drifts, "error_proba"),
+        "zone_drift_p": _p_values(drifts, "zones"),
+        **{
+            str(name): [_mean(zone[cut] == number) for cut in cuts]
+            for number, name in enumerate(ZONES)
+        },
+    }
 
 
-#: The p-value up to which a sample counts as an outlier in shares and in the drift test.
-OUTLIER = 0.05
-
-
-def accuracy_interval(
-    error_proba: Array, result: "Result", confidence: float
-) -> tuple[float, float]:
-    """Return an interval for the accuracy on some unlabelled units.
-
-    Two things are uncertain: which units are wrong, given their probabilities (the variance of a
-    Poisson binomial count), and the level of the probabilities, which the evaluated units fix no
-    better than their own error rate. Both are taken as normal; half a unit is added for the
-    count's being whole. It holds for units like the evaluated ones: look at `drift` too.
-
-    Args:
-        error_proba: Shape (units,), in [0, 1].
-        result: The evaluation that they come from.
-        confidence: How often the interval should hold the accuracy, in (0, 1).
-    """
-    n = len(error_proba)
-    if n == 0:
-        return 0.0, 1.0
-    proba = np.asarray(error_proba, np.float64)
-    counting = float((proba * (1 - proba)).sum()) / n**2
-    evaluated = np.asarray(result.to_arrow().column("wrong").drop_null(), bool)
-    rate = (evaluated.sum() + 0.5) / (len(evaluated) + 1)
-    level = rate * (1 - rate) / max(len(evaluated), 1)
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * np.sqrt(counting + level) + 0.5 / n
-    centre = 1 - float(proba.mean())
-    return max(0.0, centre - reach), min(1.0, centre + reach)
-
-
-def drifted(result: "Result", outlier: Array) -> bool:
-    """Tell whether units are less like the evaluated ones than chance explains."""
-    from ml_debugger.core.evaluation.estimator import drift
-
-    evaluated = np.asarray(result.to_arrow().column("outlier").drop_null(), np.float64)
-    return bool(drift(evaluated, np.asarray(outlier, np.float64)))
+def _p_values(drifts: list[Drift | None], which: str) -> list[float]:
+    return [float("nan") if drift is None else getattr(drift, which) for drift in drifts]
 
 
 def _mean(values: Array) -> float:

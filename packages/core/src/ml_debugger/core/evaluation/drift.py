@@ -1,0 +1,203 @@
+"""Whether unlabelled units still are what an evaluation was made of, and how accurate they are."""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
+from ml_debugger.core.evaluation.zones import ZONES
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+
+#: The p-value up to which a unit counts as an outlier.
+OUTLIER = 0.05
+
+#: About how often drift is stated of units where there is none.
+FALSE_ALARM = 0.01
+
+#: The fewest units, on either side, that a statement about drift is made from.
+FEWEST = 20
+
+_EXPECTED = 5  # the least expected count of a zone in a chi-square test (Cochran 1954)
+
+
+class Drift(NamedTuple):
+    """How unlike the evaluated units others are.
+
+    Attributes:
+        p_value: Of all three together, in [0, 1]: three times the smallest (Bonferroni).
+        features: The p-value for units being farther from the evaluated ones than those are from
+            each other: either more outliers, or smaller outlier p-values all along.
+        error_proba: The p-value for another distribution of error probabilities.
+        zones: The p-value for another mix of zones.
+        distance: The largest difference found between two shares, in [0, 1]: of units up to some
+            outlier p-value or error probability, or in some set of zones. So large a share of
+            the units would have to be others for the two sides to be alike.
+    """
+
+    p_value: float
+    features: float
+    error_proba: float
+    zones: float
+    distance: float
+
+    @property
+    def raised(self) -> bool:
+        """Whether this is more than chance explains, at a rate of false alarms of 1 %."""
+        return self.p_value <= FALSE_ALARM
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What others are compared with, made once a result.
+
+    Attributes:
+        error_proba: Of the evaluated units, out of fold, ascending, shape (n,), float64.
+        outlier: Their outlier p-values, ascending, shape (n,), float64.
+        zones: How many of them are in each of `ZONES`, shape (6,), int64.
+        level: Variance of the level of the probabilities; see `accuracy`.
+    """
+
+    error_proba: Floats
+    outlier: Floats
+    zones: Integers
+    level: float
+
+    @classmethod
+    def of(cls, result: "Result") -> Self:
+        """Take the evaluated units of a result; those without a verdict are left out."""
+        units = result.to_arrow().select(["wrong", "error_proba", "outlier", "zone"]).drop_null()
+        number = {str(zone): at for at, zone in enumerate(ZONES)}
+        return cls.of_units(
+            np.asarray(units.column("wrong")),
+            np.asarray(units.column("error_proba")),
+            np.asarray(units.column("outlier")),
+            np.array([number[zone] for zone in units.column("zone").to_pylist()], np.int64),
+        )
+
+    @classmethod
+    def of_units(cls, wrong: Array, error_proba: Array, outlier: Array, zone: Array) -> Self:
+        """Take evaluated units.
+
+        Args:
+            wrong: Whether each was wrong, shape (n,).
+            error_proba: Out of fold, shape (n,), in [0, 1].
+            outlier: Outlier p-values, shape (n,), in (0, 1].
+            zone: Positions in `ZONES`, shape (n,).
+        """
+        proba = np.asarray(error_proba, np.float64)
+        residual = np.asarray(wrong, np.float64) - proba
+        return cls(
+            error_proba=np.sort(proba),
+            outlier=np.sort(np.asarray(outlier, np.float64)),
+            zones=np.bincount(np.asarray(zone, np.int64), minlength=len(ZONES)),
+            level=(float((residual**2).sum()) + 1) / max(len(proba), 1) ** 2,
+        )
+
+    def drift(self, error_proba: Array, outlier: Array, zone: Array) -> Drift | None:
+        """Compare other units, without labels, with the evaluated ones.
+
+        A two-sample Kolmogorov-Smirnov test for error probabilities; its one-sided form and
+        Fisher's exact test of the share of outliers for features; a chi-square test for zones,
+        rare ones taken together. All of them know that the evaluated units are a sample too.
+        They assume that the units are independent: units seen several times, such as the frames
+        of a video, look like more evidence than they are.
+
+        Args:
+            error_proba: Shape (m,), in [0, 1].
+            outlier: Outlier p-values, shape (m,), in (0, 1].
+            zone: Positions in `ZONES`, shape (m,).
+
+        Returns:
+            None where either side has fewer than 20 units, which could not tell.
+        """
+        n, m = len(self.error_proba), len(error_proba)
+        if min(n, m) < FEWEST:
+            return None
+        from scipy.special import kolmogorov
+        from scipy.stats import hypergeom
+
+        root = np.sqrt(n * m / (n + m))
+        above, below = _apart(self.error_proba, error_proba)
+        proba_apart = max(above, below)
+        proba = float(kolmogorov(root * proba_apart))
+
+        own = int(np.searchsorted(self.outlier, OUTLIER, side="right"))
+        far = int((np.asarray(outlier, np.float64) <= OUTLIER).sum())
+        more_outliers = float(hypergeom.sf(far - 1, n + m, own + far, m))
+        farther, _ = _apart(self.outlier, outlier)
+        smaller = float(np.exp(-2 * (root * farther) ** 2))
+        features = min(1.0, 2 * min(more_outliers, smaller))
+
+        counts = np.bincount(np.asarray(zone, np.int64), minlength=len(ZONES))
+        zones = _mix_p_value(self.zones, counts)
+        mix = float(np.abs(self.zones / n - counts / m).sum()) / 2
+        return Drift(
+            p_value=min(1.0, 3 * min(features, proba, zones)),
+            features=features,
+            error_proba=proba,
+            zones=zones,
+            distance=max(proba_apart, farther, mix),
+        )
+
+    def accuracy(
+        self, error_proba: Array, confidence: float, drift: Drift | None = None
+    ) -> tuple[float, float]:
+        """Return an interval for the accuracy on some unlabelled units.
+
+        Two things are uncertain: which units are wrong, given their probabilities (the variance of
+        a Poisson binomial count), and the level of the probabilities. The level is fitted to the
+        evaluated units, so its variance is that of the mean out-of-fold residual,
+        (1 + sum (wrong - error_proba)^2) / n^2; the 1 stands for the error that few units may not
+        have shown yet. Both are taken as normal; half a unit is added for the count's being
+        whole. Units unlike the evaluated ones may be wrong at any rate: where drift is raised,
+        the interval reaches as much farther, on either side, as `Drift.distance`.
+
+        Args:
+            error_proba: Shape (m,), in [0, 1].
+            confidence: How often the interval should hold the accuracy, in (0, 1).
+            drift: Of the same units; None where it is not known.
+        """
+        m = len(error_proba)
+        if m == 0:
+            return 0.0, 1.0
+        proba = np.asarray(error_proba, np.float64)
+        counting = float((proba * (1 - proba)).sum()) / m**2
+        deviation = float(np.sqrt(counting + self.level))
+        reach = NormalDist().inv_cdf((1 + confidence) / 2) * deviation + 0.5 / m
+        if drift is not None and drift.raised:
+            reach += drift.distance
+        centre = 1 - float(proba.mean())
+        return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def _apart(ascending: Floats, others: Array) -> tuple[float, float]:
+    """Return by how much the others' distribution function exceeds the first's, and conversely.
+
+    Only the others are sorted: the evaluated units may be many, and windows too.
+    """
+    values, counts = np.unique(np.asarray(others, np.float64), return_counts=True)
+    share = np.cumsum(counts) / counts.sum()
+    at = np.searchsorted(ascending, values, side="right") / len(ascending)
+    before = np.searchsorted(ascending, values, side="left") / len(ascending)
+    above = float((share - at).max())
+    below = float((before - np.append(0.0, share[:-1])).max())
+    return max(above, 0.0), max(below, 0.0)
+
+
+def _mix_p_value(first: Integers, second: Integers) -> float:
+    """Return the p-value for two counts by category having different shares (chi-square)."""
+    from scipy.special import chdtrc
+
+    n, m = int(first.sum()), int(second.sum())
+    table = np.stack([first, second])[:, np.argsort(first + second, kind="stable")]
+    expected = np.cumsum(table.sum(axis=0)) * (min(n, m) / (n + m))
+    rare = int(np.searchsorted(expected, _EXPECTED)) + 1  # together they are enough
+    table = np.column_stack([table[:, :rare].sum(axis=1), table[:, rare:]])
+    if table.shape[1] < 2:
+        return 1.0
+    apart = table[0] * np.sqrt(m / n) - table[1] * np.sqrt(n / m)
+    return float(chdtrc(table.shape[1] - 1, (apart**2 / table.sum(axis=0)).sum()))

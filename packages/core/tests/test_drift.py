@@ -1,0 +1,103 @@
+"""Drift and estimated accuracy of units without labels."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ml_debugger.core.evaluation.drift import Drift, Evaluated, _apart
+
+
+def units(n: int, rng: np.random.Generator, *, risk: float = 0.1) -> tuple[np.ndarray, ...]:
+    """Return whether units are wrong, their error probability, outlier p-value and zone."""
+    proba = rng.beta(risk * 2, (1 - risk) * 2, n)
+    zone = np.digitize(proba, [0.02, 0.1, 0.3, 0.6, 0.8])
+    return rng.random(n) < proba, proba, rng.integers(1, 101, n) / 100, zone
+
+
+def evaluated(n: int = 600, seed: int = 0) -> Evaluated:
+    return Evaluated.of_units(*units(n, np.random.default_rng(seed)))
+
+
+def test_false_alarms_are_as_rare_as_stated() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        Evaluated.of_units(*units(300, rng)).drift(*units(size, rng)[1:])
+        for size in (20, 80, 500)
+        for _ in range(300)
+    ]
+    assert np.mean([one is not None and one.raised for one in found]) <= 0.015
+
+
+@pytest.mark.parametrize("what", ["features", "error_proba", "zones"])
+def test_each_kind_of_drift_is_noticed_by_itself(what: str) -> None:
+    rng = np.random.default_rng(1)
+    _, proba, outlier, zone = units(400, rng)
+    if what == "features":
+        outlier[:80] = 0.01  # a fifth that is like nothing evaluated
+    elif what == "error_proba":
+        proba = np.sqrt(proba)
+    else:
+        zone = rng.permutation(np.where(zone == 0, 5, zone))
+    drift = evaluated().drift(proba, outlier, zone)
+    assert drift is not None
+    assert drift.raised
+    assert getattr(drift, what) == min(drift[1:4]) < 0.001
+    assert sum(one < 0.01 for one in drift[1:4]) == 1
+    assert drift.distance > 0.1
+
+
+def test_fewer_outliers_are_no_drift() -> None:
+    rng = np.random.default_rng(2)
+    _, proba, outlier, zone = units(400, rng)
+    drift = evaluated().drift(proba, np.sqrt(outlier), zone)
+    assert drift is not None
+    assert drift.features > 0.1
+
+
+def test_too_few_units_cannot_tell() -> None:
+    rng = np.random.default_rng(3)
+    for own, others, known in ((600, 19, False), (600, 20, True), (19, 600, False), (0, 50, False)):
+        drift = evaluated(own).drift(*units(others, rng)[1:])
+        assert (drift is not None) == known
+
+
+@given(
+    own=st.lists(st.integers(0, 9), min_size=1, max_size=30),
+    others=st.lists(st.integers(0, 9), min_size=1, max_size=30),
+)
+def test_distance_is_that_of_kolmogorov_and_smirnov(own: list[int], others: list[int]) -> None:
+    found = _apart(np.sort(np.array(own, float)), np.array(others))
+    for side, one in zip(("greater", "less"), found, strict=True):
+        expected = stats.ks_2samp(others, own, alternative=side, method="asymp").statistic
+        assert one == pytest.approx(max(expected, 0))
+
+
+def test_interval_covers_without_drift() -> None:
+    rng = np.random.default_rng(4)
+    held = []
+    for _ in range(400):
+        fitted = Evaluated.of_units(*units(300, rng))
+        wrong, proba, _, _ = units(200, rng)
+        # what a fit to 300 units gets wrong: the level, on the scale of log-odds
+        off = rng.normal(0, 1 / np.sqrt((proba * (1 - proba)).mean() * 300))
+        odds = np.log(proba + 1e-9) - np.log(1 - proba + 1e-9) + off
+        low, high = fitted.accuracy(1 / (1 + np.exp(-odds)), 0.9)
+        held.append(low <= 1 - wrong.mean() <= high)
+    assert 0.87 <= np.mean(held) <= 0.96
+
+
+def test_interval_widens_with_drift_alone() -> None:
+    proba = np.full(200, 0.3)
+    low, high = evaluated().accuracy(proba, 0.95)
+    calm = Drift(0.5, 0.5, 0.5, 0.5, distance=0.2)
+    assert evaluated().accuracy(proba, 0.95, calm) == (low, high)
+    wide = evaluated().accuracy(proba, 0.95, calm._replace(p_value=0.001))
+    assert wide == pytest.approx((low - 0.2, high + 0.2))
+    assert evaluated().accuracy(proba[:0], 0.95) == (0, 1)
+    assert evaluated(0).accuracy(proba, 0.95) == (0, 1)
+    sure = Evaluated.of_units(np.zeros(100), np.zeros(100), np.ones(100), np.zeros(100))
+    low, high = sure.accuracy(np.zeros(1000), 0.95)
+    assert 0.97 < low < 0.99  # no error in 100 units is no proof that there is none
+    assert high == 1
