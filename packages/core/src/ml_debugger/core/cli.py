@@ -331,7 +331,8 @@ def _result(store: Store, name: str) -> "Result":
 
 
 def _figures(first: "Result", second: "Result") -> Table:
-    table = _table("Figures", "figure", first.result_name, second.result_name, "difference")
+    table = _table("Figures", "figure", "old", "new", "difference")
+    table.caption = f"old: {first.result_name}; new: {second.result_name}"
     for row in first.compare(second, as_="arrow").to_pylist():
         style = {True: "green", False: "red", None: None}[row["better"]]
         table.add_row(row["figure"], *map(_short, (row["this"], row["other"], row["difference"])),
@@ -402,7 +403,7 @@ def _condition(text: str) -> tuple[str, str]:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # a name cut short could not be used
     return table
 
 
