@@ -51,12 +51,15 @@ def windows(name: str, seed: int) -> tuple[list[Window], bool]:
     model, own = ErrorModel.fit(
         _observed(evaluation), evaluation.labels, n_class=pool.logits.shape[1]
     )
-    rules = ZoneRules.fit(own, evaluation.score, evaluation.wrong)
+    rules = ZoneRules.fit(own, evaluation.score, evaluation.wrong, evaluation.prediction)
     evaluated = Evaluated.of_units(
-        evaluation.wrong, own.error_proba, own.outlier, rules.assign(own, evaluation.score)
+        evaluation.wrong,
+        own.error_proba,
+        own.outlier,
+        rules.assign(own, evaluation.score, evaluation.prediction),
     )
     found = model.estimate(_observed(pool))
-    zone, wrong = rules.assign(found, pool.score), pool.wrong
+    zone, wrong = rules.assign(found, pool.score, pool.prediction), pool.wrong
     rng = np.random.default_rng(seed)
     copies = 3 if name.startswith("digits") else 1
     originals = len(wrong) // copies

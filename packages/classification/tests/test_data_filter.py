@@ -87,10 +87,10 @@ def test_the_worst_are_mostly_wrong(pool: Any) -> None:
 def test_sorts_are_each_others_reverse_and_explained(pool: Any) -> None:
     high = pool.query(800, "high_error_proba", explain=True)
     low = pool.query(800, "low_error_proba", explain=True)
-    assert list(high.columns) == ["input_id", "rank_value", "zone", "code", "reason"]
-    assert all(parse_code(code) for code in high["code"])
+    assert list(high.columns) == ["input_id", "rank_value", "zone", "estimated_code", "reason"]
+    assert all(parse_code(code) for code in high["estimated_code"])
     hot = high[high["zone"].str.endswith("hotspot")]
-    assert (hot["code"].map(lambda code: parse_code(code).correct)).mean() < 0.5
+    assert (hot["estimated_code"].map(lambda code: parse_code(code).correct)).mean() < 0.5
     assert high["rank_value"].is_monotonic_decreasing
     assert low["rank_value"].is_monotonic_increasing
     assert set(high["input_id"]) == set(low["input_id"]) == {str(i) for i in range(800)}

@@ -90,7 +90,7 @@ def test_confusion_is_signed_and_the_worst_comes_first(flow, frames):
 def test_classes_show_the_difference_in_accuracy(flow, frames):
     one, two = frames
     frame = flow.classes
-    assert frame["n"].sum() == frame["other_n"].sum() == 400
+    assert frame["n"].sum() == 400
     known = frame[frame["label"].notna()].set_index("label")
     for label, row in known.iterrows():
         assert row["accuracy"] == pytest.approx(1 - one["wrong"][one["label"] == label].mean())
@@ -137,6 +137,32 @@ def test_an_annotation_that_changed_is_said(evaluated, edited):
     before = evaluated[1].to_pandas()["label"]
     assert flow.relabelled == 1 + before.notna()[4]
     assert "have another label" in str(flow)
+
+
+def test_no_model_is_blamed_for_a_label_that_changed(evaluated, edited):
+    def change(table):
+        label, prediction = (table.column(name).to_pylist() for name in ("label", "prediction"))
+        label[:100] = [None] * 25 + [(one + 1) % 3 for one in prediction[25:100]]
+        label[100:200] = prediction[100:200]
+        wrong = [one != guess for one, guess in zip(label, prediction, strict=True)]
+        table = replaced(table, "label", pa.array(label, table.schema.field("label").type))
+        return replaced(table, "wrong", pa.array(wrong))
+
+    later = edited(change)
+    same = evaluated[1].flow(later)  # the predictions are the same, only labels differ
+    assert same.relabelled > 100
+    assert same.moved.empty
+    assert same.p_value == 1
+    assert (same.confusion["difference"] == 0).all()
+    assert (same.classes["difference"] == 0).all()
+
+    flow = evaluated[0].flow(later)
+    one, two = (result.to_pandas().set_index("input_id") for result in (evaluated[0], later))
+    assert (one.index == two.index).all()
+    wrong = one["prediction"] != two["label"]
+    assert set(flow.regressions["input_id"]) == set(one.index[~wrong & two["wrong"]])
+    assert set(flow.fixed["input_id"]) == set(one.index[wrong & ~two["wrong"]])
+    assert not flow.fixed.empty
 
 
 @given(st.data())

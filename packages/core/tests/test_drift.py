@@ -56,6 +56,17 @@ def test_fewer_outliers_are_no_drift() -> None:
     assert drift.features > 0.1
 
 
+def test_zones_are_taken_together_until_none_is_rare() -> None:
+    # The two rarest are expected 5 times together, but each of the next two is still rare.
+    own, others = [100, 90, 2, 2, 3, 3], [100, 85, 6, 5, 2, 2]
+    alike = np.linspace(0, 1, 200)
+    fitted = Evaluated.of_units(alike < 0.1, alike, alike, np.repeat(np.arange(6), own))
+    drift = fitted.drift(alike, alike, np.repeat(np.arange(6), others))
+    together = stats.chi2_contingency([[100, 90, 10], [100, 85, 15]], correction=False)
+    assert drift is not None
+    assert drift.zones == pytest.approx(together.pvalue)
+
+
 def test_too_few_units_cannot_tell() -> None:
     rng = np.random.default_rng(3)
     for own, others, known in ((600, 19, False), (600, 20, True), (19, 600, False), (0, 50, False)):

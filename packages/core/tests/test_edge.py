@@ -99,6 +99,12 @@ def test_what_does_not_fit_is_refused(evaluated, scorer):
         scorer(given.features, prediction=given.prediction)
     with pytest.raises(InputError, match="missing"):
         scorer({}, given.logits)
+    few = {alias: values[:4] for alias, values in given.features.items()}
+    for features, more in ((few, {}), (given.features, {"score": given.score[:3]})):
+        with pytest.raises(InputError, match="one row a unit"):
+            scorer(features, given.logits, **more)
+    with pytest.raises(InputError, match=r"logits: expected 2 dimensions"):
+        scorer(given.features, given.logits[0])
     wide = {alias: np.tile(values, 2) for alias, values in given.features.items()}
     with pytest.raises(InputError, match="features, the estimator was fitted with"):
         scorer(wide, given.logits)
@@ -114,7 +120,7 @@ def test_files_that_cannot_be_read_are_named(evaluated, tmp_path):
         Scorer.load(place)
     (place / SETTINGS).write_text(json.dumps(settings))
     (place / ARRAYS).write_bytes((place / ARRAYS).read_bytes()[:100])
-    with pytest.raises(SchemaError, match="no readable scorer"):
+    with pytest.raises(SchemaError, match="damaged or of another scorer"):
         Scorer.load(place)
     with pytest.raises(StoreError, match="cannot write a scorer"):
         evaluated[0].export_scorer(place / SETTINGS)

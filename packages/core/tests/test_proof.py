@@ -207,18 +207,6 @@ def test_broken_units_are_never_safer_than_the_average():
         assert np.isfinite(found.error_proba).all()
 
 
-def test_a_model_without_a_substitute_of_version_1_is_read(observed):
-    observations, target = observed
-    model, _ = ErrorModel.fit(observations, target)
-    settings = model.settings() | {"version": 1}
-    del settings["substitute"]
-    again = ErrorModel.restore(model.arrays(), settings)
-    assert again.method == OURS
-    assert np.array_equal(
-        model.estimate(observations).error_proba, again.estimate(observations).error_proba
-    )
-
-
 @pytest.mark.parametrize("errors", [1, 4])
 def test_a_handful_of_errors_replaces_nothing(errors):
     observations, target = faint(400)

@@ -305,6 +305,12 @@ def test_rank_among_some() -> None:
     assert found.tolist() == [2, 1]
 
 
+def test_class_balanced_needs_no_rank_values_without_a_range() -> None:
+    config = SamplingConfig(method="class_balanced", min_per_class=1)
+    drawn = config.draw(np.full(4, np.nan), np.array([0, 0, 1, 1]), 3)
+    assert drawn.tolist() == [0, 1, 2]
+
+
 @given(
     classes=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     quota=st.integers(1, 5),

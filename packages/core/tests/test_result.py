@@ -185,8 +185,6 @@ def test_results_without_intervals_are_read(result, tmp_path):
     }
     for name in ("aurc", "augrc", "ece"):
         del content["metrics"][f"{name}_low"], content["metrics"][f"{name}_high"]
-    del content["error_model"]["substitute"]
-    content["error_model"]["version"] = 1
     (copy / "result.json").write_text(json.dumps(content))
     earlier = Result.load(copy)
     frame = earlier.baselines()
@@ -195,6 +193,19 @@ def test_results_without_intervals_are_read(result, tmp_path):
     assert earlier.estimator.method == "error_proba"
     assert "best baseline" in str(earlier.summary())
     assert earlier.report(tmp_path / "earlier.html").exists()
+
+
+@pytest.mark.parametrize(("part", "message"), [("error_model", "evaluate anew"), ("rules", "form")])
+def test_an_error_model_or_zones_of_another_version_are_refused(result, tmp_path, part, message):
+    copy = tmp_path / "earlier"
+    shutil.copytree(result.folder, copy)
+    content = json.loads((copy / "result.json").read_text())
+    content[part]["version"] = 1
+    (copy / "result.json").write_text(json.dumps(content))
+    earlier = Result.load(copy)
+    assert len(earlier.to_arrow()) == len(result)  # what was found can still be read
+    with pytest.raises(SchemaError, match=message):
+        _ = (earlier.estimator, earlier.rules)
 
 
 @pytest.mark.parametrize("name", ["zones", "heatmap", "error_codes", "errors", "samples"])
@@ -238,9 +249,10 @@ def test_flow_follows_inputs_by_id(evaluated):
     assert list(flow.counts.sum(axis=1)) == list(first.zones()["n"])
     assert list(flow.counts.sum(axis=0)) == list(second.zones()["n"])
     one, two = (r.to_pandas().set_index("input_id") for r in evaluated)
-    assert set(flow.broken["input_id"]) == set(one.index[~one["wrong"] & two["wrong"]])
-    assert set(flow.fixed["input_id"]) == set(one.index[one["wrong"] & ~two["wrong"]])
-    changed = (one["zone"].astype(str) != two["zone"].astype(str)) | (one["wrong"] != two["wrong"])
+    was_wrong = ~(one["prediction"] == two["label"]).fillna(False).astype(bool)
+    assert set(flow.broken["input_id"]) == set(one.index[~was_wrong & two["wrong"]])
+    assert set(flow.fixed["input_id"]) == set(one.index[was_wrong & ~two["wrong"]])
+    changed = (one["zone"].astype(str) != two["zone"].astype(str)) | (was_wrong != two["wrong"])
     assert set(flow.moved["input_id"]) == set(one.index[changed])
     rise = flow.moved["other_error_proba"] - flow.moved["error_proba"]
     assert rise.is_monotonic_decreasing

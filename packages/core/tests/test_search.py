@@ -72,6 +72,23 @@ def test_a_unit_is_found_the_same_in_any_company():
         np.testing.assert_allclose(one, other[::-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("m", [search.PART, 9000])
+def test_what_is_equally_far_is_found_the_same_in_any_company(m):
+    rng = np.random.default_rng(0)
+    references, units = (rng.integers(0, 3, (n, 8)).astype(np.float32) for n in (m, 64))
+    labels, prediction = rng.integers(0, K, m), rng.integers(0, K, 64)
+    points = Points.of(references)
+    found = points.search(units, labels, prediction, 10)
+    distance = np.linalg.norm(units[:, None] - references[None], axis=2)
+    first = np.argsort(distance, axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(found.nearest, first)
+    turned = rng.permutation(64)
+    for rows in (turned, *np.arange(64)[:, None]):
+        again = points.search(units[rows], labels, prediction[rows], 10)
+        for one, other in zip(found, again, strict=True):
+            np.testing.assert_array_equal(one[rows], other)
+
+
 def test_references_that_are_equal_come_in_their_order():
     references, units, labels, prediction = made(1, 3)
     found = Points.of(np.repeat(references, 40, axis=0)).search(

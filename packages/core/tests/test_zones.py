@@ -129,7 +129,7 @@ def test_rules_survive_json(rules, evaluated):
     assert again == rules
     some = estimates(p, unstable=True)
     np.testing.assert_array_equal(again.assign(some, score), rules.assign(some, score))
-    assert rules.version == 1
+    assert rules.version == 2
     assert rules.rules[-1] == ZoneRule(zone=Zone.OPERATIONAL_COVERAGE)
 
 
@@ -212,6 +212,43 @@ def test_classes_with_enough_units_have_stable_borders_of_their_own():
         own.assign(estimates(p), score)
     few = ZoneRules.fit(estimates(p[:200]), score[:200], wrong[:200], classes[:200])
     assert all(rule.prediction is None for rule in few.rules)
+
+
+def test_classes_with_borders_of_their_own_leave_the_others_alone():
+    """The common border is fitted to the classes it is for, whatever the large ones could spare."""
+    rng = np.random.default_rng(0)
+    classes = np.concatenate([np.zeros(3000, np.int64), np.repeat([1, 2, 3], 60)])
+    p = rng.uniform(0, 0.2, len(classes))
+    wrong = rng.random(len(classes)) < np.where(classes == 0, 0.0, 0.05)
+    score = np.full(len(classes), 0.9)
+    rules = ZoneRules.fit(estimates(p), score, wrong, classes)
+    stable = rules.assign(estimates(p), score, classes) == 0
+    assert wrong[stable].mean() <= 0.01
+    assert wrong[stable & (classes > 0)].sum() <= 0.01 * (classes > 0).sum()
+
+
+def test_the_order_of_the_units_decides_nothing_even_among_equals():
+    rng = np.random.default_rng(1)
+    p = rng.choice([0.05, 0.2, 0.3], 400)
+    wrong = rng.random(400) < p
+    score, classes = rng.choice([0.5, 0.9], 400), rng.integers(0, 2, 400)
+    first = ZoneRules.fit(estimates(p), score, wrong, classes)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(400)
+        again = ZoneRules.fit(estimates(p[order]), score[order], wrong[order], classes[order])
+        assert again == first
+
+
+def test_a_risk_that_is_not_reached_is_said():
+    rng = np.random.default_rng(2)
+    p = rng.beta(0.5, 3, 3000)
+    wrong = rng.random(3000) < p
+    score = np.full(3000, 0.9)
+    rules = ZoneRules.fit(estimates(p), score, wrong, operational_risk=0.001)
+    assert any("not the 0.001 that was asked for" in note for note in rules.notes)
+    zones = rules.assign(estimates(p), score)
+    reached = wrong[zones == 1].mean()
+    assert any(f"an error rate of {reached:.2g}" in note for note in rules.notes)
 
 
 def test_few_units_are_said_to_be_too_few():

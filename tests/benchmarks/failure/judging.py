@@ -13,6 +13,7 @@ from failure.variants import Run, Traced, run
 from ml_debugger.core.evaluation import metrics
 from ml_debugger.core.evaluation.drift import Evaluated
 from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates, Observations
+from ml_debugger.core.evaluation.proof import Proof
 from ml_debugger.core.evaluation.zones import ZONES, Zone, ZoneRules
 
 OURS = "error_proba (ours)"
@@ -77,10 +78,19 @@ def observed(part: Traced) -> Observations:
 
 
 def fitted(evaluation: Traced, pool: Traced) -> tuple[Estimates, Estimates]:
-    """Return our estimates of the evaluated inputs and of the pool."""
-    model, own = ErrorModel.fit(
-        observed(evaluation), evaluation.labels, n_class=evaluation.logits.shape[1]
-    )
+    """Return our estimates of the evaluated inputs and of the pool, as an evaluation makes them."""
+    given, n_class = observed(evaluation), evaluation.logits.shape[1]
+    model, own = ErrorModel.fit(given, evaluation.labels, n_class=n_class)
+    proof = Proof.of(given, evaluation.labels, own.error_proba, n_class=n_class)
+    if proof.substitute is not None:
+        model, own = model.substituted(
+            proof.substitute,
+            given,
+            own,
+            rows=proof.rows,
+            held_out=proof.scores[proof.used].proba,
+            note=proof.note or "",
+        )
     return own, model.estimate(observed(pool))
 
 

@@ -59,9 +59,10 @@ class SamplingConfig(Config):
             groups: Predicted class of each candidate; the name of its zone for 'zone_quotas'.
             n: How many at most.
         """
-        low = -np.inf if self.min_value is None else self.min_value
-        high = np.inf if self.max_value is None else self.max_value
-        inside = np.flatnonzero((values >= low) & (values <= high))
+        inside = np.arange(len(values))  # also those without a value, where no range is asked for
+        for end, beyond in ((self.min_value, np.greater_equal), (self.max_value, np.less_equal)):
+            if end is not None:
+                inside = inside[beyond(values[inside], end)]
         if self.method == "random":
             drawn = np.random.default_rng(self.seed).permutation(len(inside))[:n]
             return np.asarray(inside[np.sort(drawn)])

@@ -41,14 +41,13 @@ def select(
     chosen = read_strategy(strategy, known=None if empty else pool.names)
     if pool.result is None and (isinstance(chosen, str) or chosen.columns & ESTIMATED):
         raise StrategyError(f"strategy {strategy!r} {NEEDS_RESULT}")
-    if draw is not None and draw.per_zone is not None:
-        if pool.result is None:
-            raise StrategyError(f"sampling method 'zone_quotas' {NEEDS_RESULT}")
-        if diverse:
-            raise StrategyError(
-                "diverse=True keeps to no quota: leave it or sampling method 'zone_quotas' out, "
-                "or query each zone by itself with diverse=True"
-            )
+    if draw is not None and draw.per_zone is not None and pool.result is None:
+        raise StrategyError(f"sampling method 'zone_quotas' {NEEDS_RESULT}")
+    if diverse and draw is not None and draw.method != "random":
+        raise StrategyError(
+            f"diverse=True keeps to no quota: leave it or sampling method {draw.method!r} out, or "
+            "query each class or zone by itself with diverse=True"
+        )
     if empty:
         return _frame([], [], [], [], []) if explain else []
     order, values = _choose(pool, chosen, int(n_data), draw, diverse=diverse)
@@ -132,7 +131,7 @@ def _explained(
 def _frame(ids: Any, values: Any, zones: Any, codes: Any, reasons: Any) -> Any:
     import pandas as pd
 
-    columns = {"input_id": ids, "rank_value": values, "zone": zones, "code": codes}
+    columns = {"input_id": ids, "rank_value": values, "zone": zones, "estimated_code": codes}
     return pd.DataFrame({**columns, "reason": reasons})
 
 

@@ -137,8 +137,8 @@ class CommonDataFilter(InferenceTracer):
                 its squared distance weighted by its error probability. Not with 'zone_quotas'.
             run: Only what this run recorded. Without it a warning names the runs, if several
                 recorded the split: they may be of different weights.
-            explain: Return a frame instead: `input_id`, `rank_value`, `zone`, `code` (an estimate:
-                what the features suggest, and what was predicted), `reason`.
+            explain: Return a frame instead: `input_id`, `rank_value`, `zone`,
+                `estimated_code` (what the features suggest, and what was predicted), `reason`.
 
         Returns:
             Ids, best first; or the frame.

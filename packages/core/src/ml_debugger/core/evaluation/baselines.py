@@ -16,7 +16,7 @@ import numpy as np
 from ml_debugger.core.evaluation.error_model.discriminant import Moments
 from ml_debugger.core.evaluation.error_model.evidence import Observations
 from ml_debugger.core.evaluation.error_model.fitting import Units, prepare
-from ml_debugger.core.evaluation.error_model.folds import FOLDS, choose_references
+from ml_debugger.core.evaluation.error_model.folds import FOLDS
 from ml_debugger.core.evaluation.error_model.head import fit_temperature, score_column
 from ml_debugger.core.evaluation.error_model.layer import NEIGHBOURS, lengths, remoteness
 from ml_debugger.core.evaluation.error_model.scaling import (
@@ -288,7 +288,8 @@ class _KnnDistance(Baseline):
 
     Attributes:
         scaling: Of that layer.
-        directions: Evaluated units of length 1, shape (m, d), float32.
+        directions: Evaluated units of length 1, the first of their canonical order, which are a
+            sample, shape (m, d), float32.
     """
 
     name = "knn_distance"
@@ -300,8 +301,7 @@ class _KnnDistance(Baseline):
     def fit(cls, case: Case, fold: int | None) -> Self | None:
         if case.scaling is None or case.said.features is None or len(case.said) < 2:
             return None
-        chosen, _ = choose_references(case.units.wrong, _MOST_REFERENCES)
-        points = case.scaling(case.said.features[chosen])
+        points = case.scaling(case.said.features[:_MOST_REFERENCES])
         return cls(case.scaling, points / lengths(points)[:, None])
 
     @classmethod
@@ -310,12 +310,11 @@ class _KnnDistance(Baseline):
         fitted = cls.fit(case, None)
         if fitted is None:
             return None
-        chosen, _ = choose_references(case.units.wrong, _MOST_REFERENCES)
         groups, risk = case.units.groups, np.empty(len(case.said))
         for part, block in case.said.blocks():
             size = part.stop - part.start
             own = np.pad(groups[part], (0, len(block) - size), "edge")
-            risk[part] = fitted.distance(block, own[:, None] == groups[chosen])[:size]
+            risk[part] = fitted.distance(block, own[:, None] == groups[:_MOST_REFERENCES])[:size]
         return risk
 
     def of_block(self, block: Said) -> Floats:

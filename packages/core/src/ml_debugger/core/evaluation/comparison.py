@@ -77,7 +77,8 @@ class Flow:
     """What became of the units that two results share.
 
     Frames are pandas. A class is its number; a missing label stands for none of the model's
-    classes.
+    classes. Both models are judged by the labels of `other`, so that none is to blame for an
+    annotation that changed.
 
     Attributes:
         this: Name of the result they come from.
@@ -86,13 +87,13 @@ class Flow:
         moved: The units whose zone or correctness changed, the largest rise of `error_proba`
             first: `dataset_type`, `input_id`, `position` (of the unit within its input, from 0),
             then for `this` and, with the prefix `other_`, for `other`: `label`, `prediction`,
-            `wrong`, `zone`, `code`, `error_proba`.
+            `wrong`, `zone`, `code`, `error_proba`. All but `wrong` are as each result holds them.
         confusion: How often each class was taken for which: `label`, `prediction`, `this`,
             `other`, `difference` (other minus this), the largest changes for the worse first:
             confusions that rose, and right predictions that fell.
-        classes: How often each class was right: `label`, `n`, `accuracy`, `other_n`,
-            `other_accuracy`, `difference`, the largest fall first. Null where there are none.
-        relabelled: How many units have another label in `other`, which no model is to blame for.
+        classes: How often each class was right: `label`, `n`, `accuracy`, `other_accuracy`,
+            `difference`, the largest fall first.
+        relabelled: How many units have another label in `other`.
         only_this: How many units are in `this` alone.
         only_other: How many units are in `other` alone.
     """
@@ -168,6 +169,9 @@ def flow(first: "Result", second: "Result") -> Flow:
             f"{first.result_name} and {second.result_name} share no input: compare results of the "
             "same data set, traced with the same ids"
         )
+    relabelled = _differing(both["label"], both["other_label"])
+    by_newer = (both["prediction"] != both["other_label"]).fillna(True).astype(bool)
+    both["wrong"] = both["wrong"].mask(relabelled, by_newer)
     names = [str(zone) for zone in ZONES]
     counts = pd.crosstab(both["zone"], both["other_zone"]).reindex(
         index=names, columns=names, fill_value=0
@@ -184,7 +188,7 @@ def flow(first: "Result", second: "Result") -> Flow:
         moved=moved.drop(columns="_rise").reset_index(drop=True),
         confusion=_confusion(both),
         classes=_classes(both),
-        relabelled=_differing(both["label"], both["other_label"]),
+        relabelled=int(relabelled.sum()),
         only_this=len(mine) - len(both),
         only_other=len(theirs) - len(both),
     )
@@ -214,8 +218,8 @@ def _confusion(both: Any) -> Any:
     import pandas as pd
 
     cell = ["label", "prediction"]
-    this = both.groupby(cell, dropna=False).size()
-    other = both.groupby([f"other_{name}" for name in cell], dropna=False).size()
+    this = both.groupby(["other_label", "prediction"], dropna=False).size().rename_axis(cell)
+    other = both.groupby(["other_label", "other_prediction"], dropna=False).size()
     frame = pd.concat([this, other.rename_axis(cell)], axis=1, keys=["this", "other"])
     frame = frame.fillna(0).astype(np.int64).reset_index()
     frame["difference"] = frame["other"] - frame["this"]
@@ -226,21 +230,14 @@ def _confusion(both: Any) -> Any:
 
 
 def _classes(both: Any) -> Any:
-    import pandas as pd
-
-    parts = []
-    for prefix in ("", "other_"):
-        grouped = both.groupby(f"{prefix}label", dropna=False)[f"{prefix}wrong"]
-        part = grouped.agg(["size", "mean"]).rename_axis("label")
-        part["mean"] = 1 - part["mean"]
-        parts.append(part.set_axis([f"{prefix}n", f"{prefix}accuracy"], axis=1))
-    frame = pd.concat(parts, axis=1).reset_index()
-    counts = ["n", "other_n"]
-    frame[counts] = frame[counts].fillna(0).astype(np.int64)
+    by_class = both.groupby("other_label", dropna=False)
+    frame = by_class.size().rename_axis("label").to_frame("n")
+    frame["accuracy"] = 1 - by_class["wrong"].mean()
+    frame["other_accuracy"] = 1 - by_class["other_wrong"].mean()
     frame["difference"] = frame["other_accuracy"] - frame["accuracy"]
-    return frame.sort_values(["difference", "label"]).reset_index(drop=True)
+    return frame.reset_index().sort_values(["difference", "label"]).reset_index(drop=True)
 
 
-def _differing(ours: Any, theirs: Any) -> int:
-    """Count the labels that differ; two missing ones do not."""
-    return int((ours != theirs).fillna(ours.isna() != theirs.isna()).sum())
+def _differing(ours: Any, theirs: Any) -> Any:
+    """Say which labels differ; two missing ones do not."""
+    return (ours != theirs).fillna(ours.isna() != theirs.isna()).astype(bool)

@@ -194,8 +194,9 @@ def _mix_p_value(first: Integers, second: Integers) -> float:
 
     n, m = int(first.sum()), int(second.sum())
     table = np.stack([first, second])[:, np.argsort(first + second, kind="stable")]
-    expected = np.cumsum(table.sum(axis=0)) * (min(n, m) / (n + m))
-    rare = int(np.searchsorted(expected, _EXPECTED)) + 1  # together they are enough
+    expected = table.sum(axis=0) * (min(n, m) / (n + m))
+    enough = int(np.searchsorted(np.cumsum(expected), _EXPECTED)) + 1
+    rare = max(enough, int(np.searchsorted(expected, _EXPECTED)))  # none of the others is rare
     table = np.column_stack([table[:, :rare].sum(axis=1), table[:, rare:]])
     if table.shape[1] < 2:
         return 1.0

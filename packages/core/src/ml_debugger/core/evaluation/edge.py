@@ -8,6 +8,7 @@ numbers to the last bit.
 import json
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -75,7 +76,13 @@ class Scorer:
                     f"the scorer in {place} is of version {settings['version']}, this one reads "
                     f"up to {_VERSION}; upgrade ml-debugger-core here"
                 )
-            model = ErrorModel.restore(_read_arrays(place / ARRAYS), settings["error_model"])
+            data = (place / ARRAYS).read_bytes()
+            if sha256(data).hexdigest() != settings["arrays"]:
+                raise SchemaError(
+                    f"{place / ARRAYS} is damaged or of another scorer than {SETTINGS}; export "
+                    "again"
+                )
+            model = ErrorModel.restore(_arrays_in(data), settings["error_model"])
             return cls(model, settings["rules"], settings["result_name"], settings["layers"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, SchemaError):
@@ -96,13 +103,17 @@ class Scorer:
             features: What the layers gave, reduced as they were recorded, by alias, (n, d).
             logits: Class vectors, (n, K); None for tasks without.
             prediction: Predicted classes, (n,); by default those of the logits.
-            score: The model's confidence, (n,); by default the max softmax of the logits.
+            score: The model's confidence, (n,); by default the max softmax of the logits, which
+                may differ from torch's in the last bit.
 
         Raises:
             InputError: Something is missing or has another shape than in the evaluation.
         """
         if logits is None and (prediction is None or score is None):
             raise InputError("give logits, or both prediction and score")
+        _check_shapes(
+            dict(features) | {"logits": logits}, {"prediction": prediction, "score": score}
+        )
         if prediction is None:
             prediction = np.asarray(logits).argmax(axis=1)
         if score is None:
@@ -126,12 +137,32 @@ class Scorer:
         return Scored(found.error_proba, found.outlier, found.unstable, names[zones])
 
 
+def _check_shapes(vectors: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+    """Refuse what is not one row, or one number, a unit."""
+    lengths = {}
+    for ndim, given in ((2, vectors), (1, scalars)):
+        for name, values in given.items():
+            if values is None:
+                continue
+            shape = np.shape(values)
+            if len(shape) != ndim:
+                raise InputError(f"{name}: expected {ndim} dimensions, got shape {shape}")
+            lengths[name] = shape[0]
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"one row a unit is needed everywhere, got {lengths}")
+
+
 def settings_of(
-    model: ErrorModel, rules: list[dict[str, Any]], result_name: str, layers: Mapping[str, str]
+    model: ErrorModel,
+    rules: list[dict[str, Any]],
+    result_name: str,
+    layers: Mapping[str, str],
+    arrays: bytes,
 ) -> str:
-    """Return the content of a scorer's settings file."""
+    """Return the content of the settings file that belongs to the content of an arrays file."""
     content = {
         "version": _VERSION,
+        "arrays": sha256(arrays).hexdigest(),
         "result_name": result_name,
         "layers": dict(layers),
         "rules": rules,
@@ -140,8 +171,7 @@ def settings_of(
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _read_arrays(file: Path) -> dict[str, Array]:
-    data = file.read_bytes()
+def _arrays_in(data: bytes) -> dict[str, Array]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)

@@ -25,9 +25,7 @@ __all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations"]
 #: The outlier p-value of units with non-finite values: below any that a finite one can have.
 NOT_FINITE = 1e-6
 
-#: Version 1 had no substitute; it is read as a model without.
 _VERSION = 2
-_READ = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +321,10 @@ class ErrorModel:
         Raises:
             SchemaError: It was written by a version that this one cannot read.
         """
-        if settings.get("version") not in _READ:
+        if settings.get("version") != _VERSION:
             raise SchemaError(
-                f"estimator of version {settings.get('version')!r}, this one reads up to "
-                f"{_VERSION}; evaluate anew"
+                f"estimator of version {settings.get('version')!r}, this one reads {_VERSION} and "
+                "would not give the same probabilities; evaluate anew"
             )
         layers = {
             alias: Layer.restore(_below(f"layer.{number}.", arrays), width)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ml_debugger.core.evaluation.estimator import Observations
@@ -90,7 +91,8 @@ class LabelledUnits:
     def groups(self) -> NDArray[np.int64] | None:
         """Number the inputs that units belong to; None where each unit is an input of its own.
 
-        The same id in several epochs is one input: its units must not judge each other.
+        The same id in several epochs is one input: its units must not judge each other. Numbered
+        by data set and id, so that the order of the records decides nothing.
         """
         table = pa.table(
             {
@@ -101,7 +103,7 @@ class LabelledUnits:
         if len(self) == 0:
             return None
         codes = [c.combine_chunks().dictionary_encode() for c in table.itercolumns()]
-        kind, one = (np.asarray(c.indices.to_numpy(zero_copy_only=False), np.int64) for c in codes)
+        kind, one = (_ranks(code) for code in codes)
         numbers: NDArray[np.int64] = kind * (int(one.max()) + 1) + one
         return numbers if len(np.unique(numbers)) < len(numbers) else None
 
@@ -124,6 +126,15 @@ class LabelledUnits:
         names = dict.fromkeys(name for part in self.parts for name in part.records.names())
         own = {"input/id", "input/dataset_type", "input/n_epoch", "input/run", "input/recorded_at"}
         return [name for name in names if name.startswith(("input/", "label/")) and name not in own]
+
+
+def _ranks(codes: pa.DictionaryArray) -> NDArray[np.int64]:
+    """Return the place of each value among the different ones in their order, shape (n,)."""
+    order = pc.sort_indices(codes.dictionary).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    ranks: NDArray[np.int64] = place[codes.indices.to_numpy(zero_copy_only=False)]
+    return ranks
 
 
 def _is_one_width(parts: Sequence[Records], name: str) -> bool:

@@ -1,14 +1,16 @@
 """Our error probability beside the baselines, on the same held-out units, and which one is used.
 
 The rule: a baseline takes the place of ours only where, on the held-out folds, it ranks errors
-better (higher AUROC, the paired 95 % bootstrap interval of the difference excluding 0) and is the
-better probability (lower log-loss of its Platt scaling). Of several such the one with the highest
-AUROC is taken; without, ours stays, as it does where errors or correct units come from fewer than
-thirty inputs, of which resamples vary too little for the interval to be believed.
+better (higher AUROC) and is the better probability (lower log-loss of its Platt scaling), both by
+more than chance explains: paired, at a level of 5 % that the baselines share (Bonferroni). Of
+several such the one with the highest AUROC is taken; without, ours stays, as it does where errors
+or correct units come from fewer than thirty inputs, of which resamples vary too little for the
+interval to be believed.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
@@ -25,6 +27,10 @@ from ml_debugger.core.evaluation.substitute import Platt, Substitute
 OURS = "error_proba"
 
 _FEW = 30
+
+#: Normal quantiles of a two-sided 5 %, and of that shared by all baselines.
+_SINGLE = NormalDist().inv_cdf(1 - 0.05 / 2)
+_SHARED = NormalDist().inv_cdf(1 - 0.05 / 2 / len(BASELINES))
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Proof:
                 proba = Platt.held_out(risk, units.wrong, units.folds)
                 scores[name] = Score(risk, proba)
         table = _table(scores, units.wrong, units.groups)
-        used = _best(table, units.wrong, units.groups)
+        used = _best(table, scores, units.wrong, units.groups)
         if used == OURS:
             return cls(table, scores, units.wrong, units.rows)
         substitute = _fitted(used, case, scores[used].risk)
@@ -111,7 +117,10 @@ def _table(
 
 
 def _best(
-    table: Mapping[str, Mapping[str, float]], wrong: NDArray[np.bool_], groups: Integers
+    table: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Score],
+    wrong: NDArray[np.bool_],
+    groups: Integers,
 ) -> str:
     """Return the method to use; see the rule at the top."""
     if min(len(np.unique(groups[which])) for which in (wrong, ~wrong)) < _FEW:
@@ -119,9 +128,32 @@ def _best(
     better = [
         name
         for name, row in table.items()
-        if name != OURS and row["auroc_gain_high"] < 0 and row["nll"] < table[OURS]["nll"]
+        if name != OURS and _is_better(row) and _log_loss_gain(scores, name, wrong, groups) < 0
     ]
     return max(better, key=lambda name: table[name]["auroc"], default=OURS)
+
+
+def _is_better(row: Mapping[str, float]) -> bool:
+    """Tell whether a baseline's AUROC is above ours by more than chance, among all of them."""
+    reach = (row["auroc_gain_high"] - row["auroc_gain"]) * _SHARED / _SINGLE
+    return row["auroc_gain"] + reach < 0
+
+
+def _log_loss_gain(
+    scores: Mapping[str, Score], name: str, wrong: NDArray[np.bool_], groups: Integers
+) -> float:
+    """Return the largest plausible gain of ours over a baseline, minus its loss, in nats.
+
+    Negative where the baseline's log-loss is lower by more than chance explains.
+    """
+    ours, theirs = (
+        -np.log(np.where(wrong, p, 1 - p))
+        for p in (np.clip(scores[one].proba, 1e-7, 1 - 1e-7) for one in (OURS, name))
+    )
+    member = np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(member, theirs - ours)  # units of one input are no independent evidence
+    reach = _SHARED * float(np.sqrt(np.square(sums - sums.mean()).sum()))
+    return float(sums.sum()) + reach
 
 
 def _fitted(name: str, case: Case, risk: Floats) -> Substitute:

@@ -109,9 +109,18 @@ class SavedResult:
     @cached_property
     def rules(self) -> "ZoneRules":
         """The rules that put a unit into its zone."""
+        from pydantic import ValidationError
+
+        from ml_debugger.core.errors import SchemaError
         from ml_debugger.core.evaluation.zones import ZoneRules
 
-        return ZoneRules.model_validate(self.manifest.rules)
+        try:
+            return ZoneRules.model_validate(self.manifest.rules)
+        except ValidationError as error:
+            raise SchemaError(
+                f"the zones of {self.result_name} have a form that this version cannot read: "
+                f"{error.errors(include_url=False)[0]['msg']}; evaluate anew"
+            ) from None
 
     @cached_property
     def estimator(self) -> "ErrorModel":
@@ -146,7 +155,7 @@ class SavedResult:
         Raises:
             StoreError: It cannot be written.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         from ml_debugger.core.errors import StoreError
         from ml_debugger.core.evaluation import edge
@@ -155,11 +164,12 @@ class SavedResult:
         rules = self.rules.model_dump(mode="json")["rules"]
         try:
             place.mkdir(parents=True, exist_ok=True)
-            save_file(files.read_arrays(self.folder), str(place / edge.ARRAYS))
-            (place / edge.SETTINGS).write_text(
-                edge.settings_of(self.estimator, rules, self.result_name, self.layers),
-                encoding="utf-8",
+            arrays = save(files.read_arrays(self.folder))
+            (place / edge.ARRAYS).write_bytes(arrays)
+            settings = edge.settings_of(
+                self.estimator, rules, self.result_name, self.layers, arrays
             )
+            (place / edge.SETTINGS).write_text(settings, encoding="utf-8")
         except OSError as error:
             raise StoreError(f"cannot write a scorer to {place}: {error}") from error
         return place

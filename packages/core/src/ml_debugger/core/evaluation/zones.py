@@ -1,6 +1,7 @@
 """The six zones: an ordered list of rules over score, error probability and outlier score."""
 
-from typing import Annotated, Any, NamedTuple, Self
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from ml_debugger.core.evaluation.estimator import Estimates
 from ml_debugger.core.evaluation.metrics import wilson_interval
 from ml_debugger.core.evaluation.zoning import ZONES, Zone, assign_zones, finite_score
 
-__all__ = ["ZONES", "Risks", "Zone", "ZoneRule", "ZoneRules", "zone_table"]
+__all__ = ["ZONES", "Zone", "ZoneRule", "ZoneRules", "zone_table"]
 
 _FEW = 5
 _FEW_UNITS = 20
@@ -76,7 +77,7 @@ class ZoneRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: Literal[2] = 2
     rules: tuple[ZoneRule, ...]
     notes: tuple[str, ...] = ()
 
@@ -109,7 +110,8 @@ class ZoneRules(BaseModel):
             operational_risk: The error rate that `operational_coverage` may have.
         """
         p = estimates.error_proba.astype(np.float64)
-        score, wrong = finite_score(score), np.asarray(wrong, np.bool_)
+        given, outcome = score, np.asarray(wrong, np.bool_)
+        score, wrong = finite_score(score), outcome
         known = np.isfinite(score)
         p, score, wrong = p[known], score[known], wrong[known]
         hot = _hot_border(p, wrong)
@@ -119,11 +121,13 @@ class ZoneRules(BaseModel):
         )
         risk = max(stable_risk, min(3 / max(len(p), 1), _LARGEST_RISK))
         sure = score >= low
-        border = _stable_border(p[sure], wrong[sure], risk, below=hot)
         own: dict[int, float | None] = {}
+        common = sure
         if prediction is not None:
             classes = np.asarray(prediction)[known]
             own = _borders_by_class(p[sure], wrong[sure], classes[sure], risk, below=hot)
+            common = sure & ~np.isin(classes, list(own))
+        border = _stable_border(p[common], wrong[common], risk, below=hot)
         stable = _stable_rules(border, own, (low, 1.0))
         zones = assign_zones(
             [rule.model_dump(mode="json") for rule in stable],
@@ -143,8 +147,17 @@ class ZoneRules(BaseModel):
             *stable,
             ZoneRule(zone=Zone.OPERATIONAL_COVERAGE),
         ]
-        notes = _notes(rules, len(p), risk, Risks(stable_risk, operational_risk))
-        return cls(rules=tuple(rules), notes=tuple(notes))
+        found = cls(rules=tuple(rules))
+        zones = found.assign(estimates, given, prediction)
+        operational = zones == ZONES.index(Zone.OPERATIONAL_COVERAGE)
+        reached = float(outcome[operational].mean()) if operational.any() else 0.0
+        notes = _stable_notes(rules, len(p), risk, stable_risk)
+        if reached > operational_risk:
+            notes.append(
+                f"operational_coverage has an error rate of {reached:.2g}, not the "
+                f"{operational_risk:.2g} that was asked for: no border of a hot zone reaches it"
+            )
+        return found.model_copy(update={"notes": tuple(notes)})
 
     def assign(
         self, estimates: Estimates, score: Array, prediction: Array | None = None
@@ -165,7 +178,11 @@ class ZoneRules(BaseModel):
             "outlier": estimates.outlier,
             "unstable": estimates.unstable,
         }
-        return assign_zones([r.model_dump(mode="json") for r in self.rules], columns, prediction)
+        return assign_zones(self._plain, columns, prediction)
+
+    @cached_property
+    def _plain(self) -> list[dict[str, Any]]:
+        return [rule.model_dump(mode="json") for rule in self.rules]
 
     def describe(self) -> list[str]:
         """Say each rule in a sentence."""
@@ -260,9 +277,9 @@ def _stable_rules(
         for number, end in own.items()
         if end is not None
     ]
-    if own:
-        rules.append(ZoneRule(zone=Zone.OPERATIONAL_COVERAGE, prediction=tuple(own)))
     if border is not None:
+        if own:  # the common border is for the others
+            rules.append(ZoneRule(zone=Zone.OPERATIONAL_COVERAGE, prediction=tuple(own)))
         rules.append(ZoneRule(zone=Zone.STABLE_COVERAGE, error_proba=(0.0, border), score=score))
     return rules
 
@@ -274,27 +291,19 @@ def _operational_border(
 
     Not under `least`; and `below` where no border keeps to the risk.
     """
-    order = np.argsort(p, kind="stable")
-    inside = p[order] < below
-    errors, n = np.cumsum(wrong[order])[inside], np.arange(1, len(p) + 1)[inside]
-    if len(n) == 0 or errors[-1] <= risk * n[-1]:
+    values, counts = np.unique(p[p < below], return_counts=True)
+    if len(values) == 0:
         return below
-    kept = np.flatnonzero(errors <= risk * n)
-    # The first unit beyond the last that keeps to the risk is the first that is hot.
-    if len(kept) == 0:
+    place = np.searchsorted(values, p[p < below])
+    errors = np.cumsum(np.bincount(place, wrong[p < below], len(values)))
+    kept = np.flatnonzero(errors <= risk * np.cumsum(counts))
+    if len(kept) == 0 or kept[-1] == len(values) - 1:
         return below
-    first = float(p[order][inside][kept[-1] + 1])
-    return min(max(first, float(np.nextafter(least, 1.0))), below)
+    # The first value beyond the last that keeps to the risk is the first that is hot.
+    return min(max(float(values[kept[-1] + 1]), float(np.nextafter(least, 1.0))), below)
 
 
-class Risks(NamedTuple):
-    """The error rates that two zones may have."""
-
-    stable: float
-    operational: float
-
-
-def _notes(rules: list[ZoneRule], n: int, risk: float, wanted: Risks) -> list[str]:
+def _stable_notes(rules: list[ZoneRule], n: int, risk: float, wanted: float) -> list[str]:
     notes = []
     if n < _FEW_UNITS:
         notes.append(f"{n} units are too few to set borders by: take the zones as placeholders")
@@ -303,9 +312,9 @@ def _notes(rules: list[ZoneRule], n: int, risk: float, wanted: Risks) -> list[st
             f"no region keeps to an error rate of {risk:.2g}: stable_coverage is empty; "
             "evaluate more units, or accept a larger stable_risk"
         )
-    elif risk > wanted.stable:
+    elif risk > wanted:
         notes.append(
-            f"{n} units are too few to tell an error rate of {wanted.stable:.2g}: "
+            f"{n} units are too few to tell an error rate of {wanted:.2g}: "
             f"stable_coverage keeps to {risk:.2g}"
         )
     return notes

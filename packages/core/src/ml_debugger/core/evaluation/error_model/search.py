@@ -48,14 +48,19 @@ class _Near(NamedTuple):
     squared: Singles
 
     def least(self, most: int) -> "_Near":
-        """Keep the least distant of each row."""
+        """Keep the least distant of each row, the earliest where some are equally far."""
         if self.at.shape[1] <= most:
             return self
         if most == 1:
             kept = self.squared.argmin(axis=1)[:, None]
         else:
             kept = np.argpartition(self.squared, most - 1, axis=1)[:, :most]
-            kept.sort(axis=1)  # equals in the order of the references
+            kept.sort(axis=1)
+            # Which of several at the edge a partition keeps depends on the columns that other
+            # units brought.
+            edge = np.take_along_axis(self.squared, kept, axis=1).max(axis=1)[:, None]
+            tied = np.count_nonzero(self.squared <= edge, axis=1) > most
+            kept[tied] = _earliest(self.squared[tied], edge[tied], most)
         return _Near(
             np.take_along_axis(self.at, kept, axis=1),
             np.take_along_axis(self.squared, kept, axis=1),
@@ -171,6 +176,14 @@ def _seen(values: Singles, hidden: NDArray[np.bool_] | None, otherwise: np.float
     if hidden is not None:
         values[hidden] = otherwise
     return values
+
+
+def _earliest(squared: Singles, edge: Singles, most: int) -> Integers:
+    """Return the columns below the edge of each row (n, m), and the first ones at it."""
+    below, at = squared < edge, squared == edge
+    room = most - below.sum(axis=1, keepdims=True)
+    found: Integers = np.nonzero(below | (at & (at.cumsum(axis=1) <= room)))[1]
+    return found.reshape(-1, most)
 
 
 def _largest(values: Singles, k: int) -> Singles:
