@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -25,7 +26,8 @@ def run(*args: object, home: Path, fails: bool = False) -> str:
         timeout=120,
         check=False,
     )
-    assert (done.returncode != 0) == fails, done.stderr + done.stdout
+    # 1 would be a limit that was not kept
+    assert done.returncode == (2 if fails else 0), done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done.stderr if fails else done.stdout
 
@@ -86,6 +88,22 @@ def test_compare(home: Path) -> None:
     code, said = quickly("compare", "r[1]", "r[1]", "--max-regressions", 0, home=home)
     assert code == 0
     assert "0 regressed" in said
+    assert "no result" in run("compare", "r[1]", "r[3]", home=home, fails=True)
+
+
+def test_compare_shows_counts_whole_and_shares_with_decimals(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"n": 1, "errors": 0, "accuracy": 0, "share of hotspot": 1, "auroc": None}
+    rows = [
+        {"figure": name, "this": value, "other": value, "difference": value, "better": None}
+        for name, value in figures.items()
+    ]
+    monkeypatch.setattr(Result, "compare", lambda *_, **__: pa.Table.from_pylist(rows))
+    _, said = quickly("compare", "r[1]", "r[1]", home=home)
+    for name, cell in zip(figures, ("1", "0", "0.0000", "1.0000", ""), strict=True):
+        (row,) = (line for line in said.splitlines() if line.startswith(f"│ {name} "))
+        assert [one.strip() for one in row.split("│")[2:-1]] == [cell] * 3
 
 
 def test_check(home: Path) -> None:
@@ -97,6 +115,7 @@ def test_check(home: Path) -> None:
     assert "PASS  ece" in said
     for bad in ([], ["--min-auroc", "nan"], ["--min-mood", 1]):
         assert quickly("check", "r[1]", *bad, home=home)[0] == 2
+    assert "no result" in run("check", "r[3]", "--min-accuracy", 0, home=home, fails=True)
 
 
 def test_check_has_an_option_for_every_limit() -> None:
@@ -112,6 +131,19 @@ def test_query(home: Path) -> None:
     assert set(some.split()) <= set(run("query", "r[1]", "-n", 100, home=home).split())
     assert "zone" in run("query", "r[1]", "--zone", "hotspot", "--explain", home=home)
     assert "hotspot" in run("query", "r[1]", "--zone", "hot", home=home, fails=True)
+
+
+def test_query_explains_under_its_own_headings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    with ClassificationDataFilter(model, "net", "v1", "r[1]", home=home) as data_filter:
+        frame = data_filter.query(3, "high_error_proba", explain=True)
+    _, said = quickly("query", "r[1]", "-n", 3, "--explain", home=home)
+    head = next(line for line in said.splitlines() if "input_id" in line)
+    assert [one.strip() for one in head.split("┃")[1:-1]] == list(frame.columns)
+    rows = [line.split("│")[1:-1] for line in said.splitlines() if line.startswith("│")]
+    frame["rank_value"] = frame["rank_value"].map("{:.3f}".format)
+    assert [[one.strip() for one in row] for row in rows] == frame.to_numpy().tolist()
 
 
 def test_export_import_drop(home: Path, tmp_path: Path) -> None:

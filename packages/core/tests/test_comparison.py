@@ -13,6 +13,14 @@ from ml_debugger.core.evaluation.result import Result
 
 
 @pytest.fixture
+def evaluated(evaluated, tmp_path):
+    """Return two results whose inputs have the same labels."""
+    earlier, later = evaluated
+    label = later.to_arrow()["label"].to_pylist()
+    return copied(earlier, tmp_path / "earlier", lambda table: labelled(table, label)), later
+
+
+@pytest.fixture
 def frames(evaluated):
     return [one.to_pandas().set_index("input_id") for one in evaluated]
 
@@ -25,18 +33,25 @@ def flow(evaluated):
 @pytest.fixture
 def edited(evaluated, tmp_path):
     """Return a function that gives a copy of the later result whose units were edited."""
+    return lambda change: copied(evaluated[1], tmp_path / "edited", change)
 
-    def edit(change):
-        folder = tmp_path / "edited"
-        shutil.copytree(evaluated[1].folder, folder, dirs_exist_ok=True)
-        pq.write_table(change(evaluated[1].to_arrow()), folder / "units.parquet")
-        return Result.load(folder)
 
-    return edit
+def copied(result, folder, change):
+    shutil.copytree(result.folder, folder, dirs_exist_ok=True)
+    pq.write_table(change(result.to_arrow()), folder / "units.parquet")
+    return Result.load(folder)
 
 
 def replaced(table, name, values):
     return table.set_column(table.column_names.index(name), name, values)
+
+
+def labelled(table, label):
+    wrong = [
+        one != guess for one, guess in zip(label, table["prediction"].to_pylist(), strict=True)
+    ]
+    table = replaced(table, "label", pa.array(label, table.schema.field("label").type))
+    return replaced(table, "wrong", pa.array(wrong))
 
 
 def test_regressions_are_listed_with_both_outcomes(flow, frames):
@@ -131,7 +146,7 @@ def test_an_annotation_that_changed_is_said(evaluated, edited):
     def change(table):
         label = table.column("label").to_pylist()
         label[3], label[4] = None if label[3] is not None else 0, None
-        return replaced(table, "label", pa.array(label, table.schema.field("label").type))
+        return labelled(table, label)
 
     flow = evaluated[1].flow(edited(change))
     before = evaluated[1].to_pandas()["label"]
@@ -144,9 +159,7 @@ def test_no_model_is_blamed_for_a_label_that_changed(evaluated, edited):
         label, prediction = (table.column(name).to_pylist() for name in ("label", "prediction"))
         label[:100] = [None] * 25 + [(one + 1) % 3 for one in prediction[25:100]]
         label[100:200] = prediction[100:200]
-        wrong = [one != guess for one, guess in zip(label, prediction, strict=True)]
-        table = replaced(table, "label", pa.array(label, table.schema.field("label").type))
-        return replaced(table, "wrong", pa.array(wrong))
+        return labelled(table, label)
 
     later = edited(change)
     same = evaluated[1].flow(later)  # the predictions are the same, only labels differ

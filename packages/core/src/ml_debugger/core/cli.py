@@ -33,8 +33,9 @@ Home = Annotated[
     ),
 ]
 
-
 Limit = Annotated[float | None, typer.Option(help="A limit; none if left out.")]
+
+_COUNTS = ("n", "errors")  # figures that are whole numbers
 
 
 class Sort(StrEnum):
@@ -221,8 +222,8 @@ def query(
         sys.stdout.writelines(f"{one}\n" for one in found)
         return
     table = _table(f"{len(found)} of {pool.records.inputs:,} inputs", *found.columns)
-    for row in found.itertuples(index=False):
-        table.add_row(row.input_id, f"{row.rank_value:.3f}", row.zone, row.reason)
+    for input_id, rank_value, *rest in found.itertuples(index=False):
+        table.add_row(input_id, f"{rank_value:.3f}", *rest)
     console.print(table)
 
 
@@ -313,14 +314,18 @@ def drop(
 
 
 def main() -> None:
-    """Run the command line; what ml-debugger raises on purpose is told without a traceback."""
+    """Run the command line; what ml-debugger raises on purpose is told without a traceback.
+
+    Such a mistake exits with 2, as a usage error does: 1 stands for a limit that was not kept, or
+    a store that is not sound.
+    """
     try:
         app()
     except MLDebuggerError as error:
         Console(stderr=True, markup=False, highlight=False).print(
             f"error: {error}", style="red", soft_wrap=True
         )
-        sys.exit(1)
+        sys.exit(2)
 
 
 def _result(store: Store, name: str) -> "Result":
@@ -335,8 +340,9 @@ def _figures(first: "Result", second: "Result") -> Table:
     table.caption = f"old: {first.result_name}; new: {second.result_name}"
     for row in first.compare(second, as_="arrow").to_pylist():
         style = {True: "green", False: "red", None: None}[row["better"]]
-        table.add_row(row["figure"], *map(_short, (row["this"], row["other"], row["difference"])),
-                      style=style)  # fmt: skip
+        digits = 0 if row["figure"] in _COUNTS else 4
+        cells = (row[name] for name in ("this", "other", "difference"))
+        table.add_row(row["figure"], *(_short(one, digits) for one in cells), style=style)
     return table
 
 
@@ -380,11 +386,8 @@ def _print_some(table: Table, of: int, n: int) -> None:
         console.print(table)
 
 
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    is_count = value == int(value) and abs(value) != 1
-    return f"{value:,.0f}" if is_count else f"{value:.4f}"
+def _short(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _class(number: Any, names: dict[int, str]) -> str:

@@ -92,17 +92,15 @@ class MonitoringLogger(InferenceTracer):
 
         Returns:
             A pandas frame with a row a window: `start` and `end` (UTC), `n`, `mean_score`,
-            `not_finite`. With a result also
-
-            - `estimated_accuracy`, with `low` and `high`, which reach farther under drift;
-              `estimated_errors`; `estimated_critical_errors`, those expected in critical_hotspot;
-            - `outlier_share`: of units whose outlier p-value is at most 0.05;
-            - `drift`: whether the window is less like the evaluated units than chance explains,
-              at a rate of false alarms of 1 % a window; NA where the window or the result has
-              fewer than 20 units, which could not tell;
-            - `drift_p`, the p-value behind it, and the three that it is made of:
-              `feature_drift_p`, `error_proba_drift_p` and `zone_drift_p`; NaN where not known;
-            - a column for each zone, `stable_coverage` for example: its share of the window.
+            `not_finite`. With a result also `estimated_accuracy` with `low` and `high`, which
+            reach farther under drift; `estimated_errors`; `estimated_critical_errors`, those
+            expected in critical_hotspot; `outlier_share`, of units whose outlier p-value is at
+            most 0.05; `drift`, whether the window is less like the evaluated units than chance
+            explains at a rate of false alarms of 1 % a window, NA where the window or the result
+            has fewer than 20 units, which could not tell; `drift_p`, the p-value behind it, and
+            the three that it is made of, `feature_drift_p`, `error_proba_drift_p` and
+            `zone_drift_p`, NaN where not known; and a column for each zone, `stable_coverage` for
+            example: its share of the window.
 
         Raises:
             InputError: `window` or `confidence` is out of range.

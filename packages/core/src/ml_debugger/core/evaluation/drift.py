@@ -46,7 +46,7 @@ class Drift(NamedTuple):
 
     @property
     def raised(self) -> bool:
-        """Whether this is more than chance explains, at a rate of false alarms of 1 %."""
+        """Whether this is more than chance explains, at a rate of false alarms of about 1 %."""
         return self.p_value <= FALSE_ALARM
 
 
