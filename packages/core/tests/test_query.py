@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_debugger.core.conditions import Condition
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.pool import StoredPool
-from ml_debugger.core.query import Condition, FilterConfig, rank, read_strategy
+from ml_debugger.core.query import FilterConfig, rank, read_strategy
 from ml_debugger.core.sampling import SamplingConfig, spread
 
 ZONES = ["stable_coverage", "operational_coverage", "hotspot", "critical_hotspot"]

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ml_debugger.core.query import Config, ZoneName
+from ml_debugger.core.config import Config
+from ml_debugger.core.query import ZoneName
 from ml_debugger.core.records import Array
 
 #: How many times as many candidates as wanted a diverse selection looks at.

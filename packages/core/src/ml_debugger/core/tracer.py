@@ -5,7 +5,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core import distributed, store, sync
-from ml_debugger.core.capture import Activations, Capture, Hook, outside_autocast
+from ml_debugger.core.attached import check_lengths, watching
+from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.inputs import (
@@ -381,48 +381,38 @@ class Tracer(ABC):
         ids = None if input_ids is None else as_input_ids(input_ids, None)
         given = {"ground_truth": ground_truth, **kwargs}
         if ids is not None:
-            _check_lengths(given, len(ids))
+            check_lengths(given, ids)
         count = (as_name(dataset_type, "dataset_type"), as_epoch(n_epoch))
         first = self._counted.get(count, 0)
-        seen = 0
-        stack: list[tuple[Activations, int]] = []
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = batch_size([*args, kwargs])
-            if inputs is None:
-                raise InputError("attached() needs a model input with a batch of tensors")
-            stack.append((self._capture.begin(), inputs))
+        def record(
+            model_input: tuple[Any, ...],
+            output: Any,
+            activations: Activations,
+            inputs: range,
+            values: dict[str, Any],
+        ) -> None:
+            truth = values.pop("ground_truth")
+            counted = [first + at for at in inputs]
+            names = counted if ids is None else ids[inputs.start : inputs.stop]
+            call = self._checked(truth, names, len(inputs), dataset_type, n_epoch, values)
+            self._parse_and_save_io_data(
+                model_input, output, truth, activations=activations, **call
+            )
 
-        def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            nonlocal seen
-            activations, inputs = stack.pop()
-            self._capture.end(activations)
-            start, seen = seen, seen + inputs
-            part = {name: _part(value, start, seen) for name, value in given.items()}
-            truth = part.pop("ground_truth")
-            counted = range(first + start, first + seen)
-            names = counted if ids is None else ids[start:seen]
-            call = self._checked(truth, names, inputs, dataset_type, n_epoch, part)
-            self._parse_and_save_io_data(args, output, truth, activations=activations, **call)
-
-        hooks = [
-            self.model.register_forward_pre_hook(Hook(before), with_kwargs=True),
-            self.model.register_forward_hook(Hook(after)),
-        ]
         self._watched = True
         try:
-            yield
+            with watching(self.model, self._capture, given, record) as watch:
+                try:
+                    yield
+                finally:
+                    if ids is None:
+                        self._counted[count] = first + watch.seen
         finally:
             self._watched = False
-            for hook in hooks:
-                hook.remove()
-            while stack:  # the model raised
-                self._capture.abandon(stack.pop()[0])
-            if ids is None:
-                self._counted[count] = first + seen
-        if ids is not None and seen != len(ids):
+        if ids is not None and watch.seen != len(ids):
             raise InputError(
-                f"attached() was given {len(ids)} ids, but the model saw {seen} inputs"
+                f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"
             )
 
     def _check_open(self) -> None:
@@ -455,29 +445,6 @@ class Tracer(ABC):
     def _wait_for_save(self, interval: float) -> None:
         self._writer.flush()
         sync.wait(self._service, interval)
-
-
-def _check_lengths(given: Mapping[str, Any], inputs: int) -> None:
-    """Refuse, before a block begins, values that cannot be those of its inputs."""
-    for name, value in given.items():
-        if value is None or isinstance(value, _SINGLE):
-            continue
-        if not hasattr(value, "__len__"):
-            raise InputError(
-                f"{name} of attached() must have a length and be sliceable, such as a list, an "
-                f"array or a tensor; got {type(value).__name__}"
-            )
-        if len(value) != inputs:
-            raise InputError(f"{name} has {len(value)} values for {inputs} ids")
-
-
-#: What stands for one value, though it has a length.
-_SINGLE = (str, bytes, Mapping, int, float, bool, datetime)
-
-
-def _part(value: Any, start: int, stop: int) -> Any:
-    whole = value is None or isinstance(value, _SINGLE) or not hasattr(value, "__len__")
-    return value if whole else value[start:stop]
 
 
 def _device_of(output: Any) -> torch.device:

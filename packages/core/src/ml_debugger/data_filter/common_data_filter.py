@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from torch import nn
 
+from ml_debugger.core.conditions import Condition
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.inference import InferenceTracer
 from ml_debugger.core.pool import ESTIMATED, BatchPool, empty_columns
-from ml_debugger.core.query import Condition, FilterConfig, read_strategy
+from ml_debugger.core.query import FilterConfig, read_strategy
 from ml_debugger.core.records import Batch
 from ml_debugger.core.sampling import SamplingConfig
 from ml_debugger.core.selection import NEEDS_RESULT, select
