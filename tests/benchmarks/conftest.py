@@ -1,3 +1,9 @@
 """What is a command of its own is no test: see the first lines of each."""
 
-collect_ignore = ["evaluation_scale.py", "failure", "interval_coverage.py", "label_efficiency"]
+collect_ignore = [
+    "evaluation_scale.py",
+    "failure",
+    "interval_coverage.py",
+    "label_efficiency",
+    "neighbour_index.py",
+]
