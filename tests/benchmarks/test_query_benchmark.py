@@ -21,6 +21,7 @@ import pytest
 
 from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.pool import StoredPool
+from ml_debugger.core.records import TaskSchema
 from ml_debugger.core.selection import select
 
 N = 1_000_000
@@ -141,7 +142,7 @@ def test_query_beside_duckdb(name: str, home: Path, benchmark: Any) -> None:
     result: Any = Judged()
 
     def ours() -> Any:
-        pool = StoredPool(repository.records(Scope(("pool",), 0)), result)
+        pool = StoredPool(repository.records(Scope(("pool",), 0)), result, TaskSchema("made"))
         return select(pool, 50, strategy)
 
     sql = (

@@ -13,7 +13,7 @@ from ml_debugger.core.evaluation.codes import class_codes
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.records import Batch, Column, ModelVersion, TaskSchema, Units
 from ml_debugger.core.store import Store
-from ml_debugger.core.task import Task
+from ml_debugger.core.task import Task, Verdict
 
 VERSION = ModelVersion("net", "v1")
 CLASSES = 4
@@ -32,11 +32,14 @@ class MadeTask(Task):
     method = "classification_v1"
 
     @staticmethod
-    def judge(predicted: Any, actual: Any) -> Any:
-        return np.asarray(actual["label"], np.int64)
+    def judge(predicted: Any, actual: Any) -> Verdict:
+        return Verdict(np.asarray(actual["label"], np.int64))
 
     @staticmethod
-    def codes(prediction: Any, target: Any, zones: Any, estimates: Any) -> Any:
+    def codes(
+        prediction: Any, verdict: Any, zones: Any, estimates: Any, error_proba_thresh: float
+    ) -> Any:
+        target = None if verdict is None else verdict.target
         return class_codes(prediction, target, zones, estimates)
 
 

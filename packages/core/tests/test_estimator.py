@@ -20,7 +20,7 @@ from ml_debugger.core.evaluation.estimator import (
 )
 from ml_debugger.core.evaluation.zones import ZONES, ZoneRules, zone_table
 
-NAMES = [field.name for field in fields(Estimates)]
+NAMES = [one.name for one in fields(Estimates) if one.name != "answers"]
 
 
 def made(n=400, k=5, *, seed=0, dims=(6, 12), error=0.9, dtype=np.float32):

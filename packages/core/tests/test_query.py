@@ -17,8 +17,10 @@ from ml_debugger.core.conditions import Condition
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.query import FilterConfig, rank, read_strategy
+from ml_debugger.core.records import TaskSchema
 from ml_debugger.core.sampling import SamplingConfig, spread
 
+KINDS = (FilterConfig,)
 ZONES = ["stable_coverage", "operational_coverage", "hotspot", "critical_hotspot"]
 OPERATORS = {
     ">=": operator.ge,
@@ -259,12 +261,12 @@ def test_what_is_no_condition(bad: Any) -> None:
 
 
 def test_strategies_are_sorts_or_filters() -> None:
-    assert read_strategy("low_error_proba", known=[]) == "low_error_proba"
-    config = read_strategy({"target_zones": ["hotspot"]}, known=["zone"])
+    assert read_strategy("low_error_proba", KINDS, known=[]) == "low_error_proba"
+    config = read_strategy({"target_zones": ["hotspot"]}, KINDS, known=["zone"])
     assert isinstance(config, FilterConfig)
-    assert read_strategy(config, known=["zone"]) is config
+    assert read_strategy(config, KINDS, known=["zone"]) is config
     with pytest.raises(StrategyError, match="may name a, b"):
-        read_strategy({"conditions": [{"c": ">1"}]}, known=["b", "a"])
+        read_strategy({"conditions": [{"c": ">1"}]}, KINDS, known=["b", "a"])
 
 
 def test_validate_dict_guides() -> None:
@@ -360,7 +362,9 @@ def test_an_input_of_several_units_is_in_the_zone_of_the_worst() -> None:
         names=list,
         estimates=lambda _, name: estimates[name],
     )
-    pool = StoredPool(cast(Any, records), cast(Any, SimpleNamespace(result_name="r")))
+    pool = StoredPool(
+        cast(Any, records), cast(Any, SimpleNamespace(result_name="r")), TaskSchema("t")
+    )
     found = pool.zones(np.array([3, 0, 2]))
     assert found.tolist() == ["recessive_hotspot", "hotspot", "critical_hotspot"]
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ml_debugger.classification.schema import SCHEMA
 from ml_debugger.core.records import Array, Units
-from ml_debugger.core.task import Task
+from ml_debugger.core.task import Task, Verdict
 
 # relative, so that type checkers find the leaves in an editable install too
 from ..data_filter.classification.classification_torch_data_filter import (
@@ -51,17 +51,19 @@ class ClassificationTask(Task):
 
     @staticmethod
     @override
-    def judge(predicted: Units[Array], actual: Units[Array]) -> NDArray[np.int64]:
-        return np.asarray(actual["label"], np.int64)
+    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+        return Verdict(np.asarray(actual["label"], np.int64))
 
     @staticmethod
     @override
     def codes(
         prediction: NDArray[Any],
-        target: NDArray[Any] | None,
+        verdict: Verdict | None,
         zones: NDArray[Any],
         estimates: "Estimates",
+        error_proba_thresh: float,
     ) -> Sequence[str]:
         from ml_debugger.core.evaluation.codes import class_codes
 
+        target = None if verdict is None else verdict.target
         return list(class_codes(prediction, target, zones, estimates))

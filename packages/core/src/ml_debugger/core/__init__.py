@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ml_debugger.core.store import Repository, Scope, Store
 
     # Tasks
-    from ml_debugger.core.task import CONTRACT, Task
+    from ml_debugger.core.task import CONTRACT, Task, Verdict
     from ml_debugger.core.tracer import Tracer
 
 __version__ = version("ml-debugger-core")
@@ -46,7 +46,7 @@ _HOMES = {
     "query": ("FilterConfig",),
     "records": ("Array", "Batch", "Column", "ModelVersion", "TaskSchema", "Units", "owners"),
     "store": ("Repository", "Scope", "Store"),
-    "task": ("CONTRACT", "Task"),
+    "task": ("CONTRACT", "Task", "Verdict"),
     "tracer": ("Tracer",),
 }
 
@@ -68,6 +68,7 @@ __all__ = [
     "TaskSchema",
     "Tracer",
     "Units",
+    "Verdict",
     "__version__",
     "owners",
 ]

@@ -1,6 +1,6 @@
 """Watching the calls that other code makes of a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,6 @@ from torch import nn
 
 from ml_debugger.core.capture import Activations, Capture, Hook
 from ml_debugger.core.errors import InputError
-from ml_debugger.core.inputs import batch_size
 
 #: What stands for one value, though it has a length.
 _SINGLE = (str, bytes, Mapping, int, float, bool, datetime)
@@ -51,7 +50,11 @@ class Watch:
 
 @contextmanager
 def watching(
-    model: nn.Module, capture: Capture, values: Mapping[str, Any], on_call: OnCall
+    model: nn.Module,
+    capture: Capture,
+    values: Mapping[str, Any],
+    count: Callable[[tuple[Any, ...], Mapping[str, Any]], int | None],
+    on_call: OnCall,
 ) -> Iterator[Watch]:
     """Capture and report each call of a model within the block.
 
@@ -59,21 +62,22 @@ def watching(
         model: The model that other code calls.
         capture: What its layers' outputs are kept with.
         values: Values of all inputs of the block, by name; see `check_lengths`.
+        count: Tells how many inputs the arguments of a call hold.
         on_call: Told of each call. What it raises leaves the model's call.
     """
     watch = Watch()
     stack: list[tuple[Activations, int]] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = batch_size([*args, kwargs])
+        inputs = count(args, kwargs)
         if inputs is None:
             raise InputError("attached() needs a model input with a batch of tensors")
         stack.append((capture.begin(), inputs))
 
     def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        activations, count = stack.pop()
+        activations, size = stack.pop()
         capture.end(activations)
-        inputs = range(watch.seen, watch.seen + count)
+        inputs = range(watch.seen, watch.seen + size)
         watch.seen = inputs.stop
         parts = {name: _part(value, inputs) for name, value in values.items()}
         on_call(args, output, activations, inputs, parts)

@@ -1,9 +1,9 @@
 """Keep what a model's layers produce while it runs."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,34 @@ from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, U
 from ml_debugger.core.layers import Layer, unwrap
 
 
+class Call(NamedTuple):
+    """One call of a tapped module: the model's own values, to be read before it runs again.
+
+    Attributes:
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
 class Activations:
-    """What the layers produced in one forward pass, by alias; detached copies of our own."""
+    """What the layers produced in one forward pass, by alias; detached copies of our own.
+
+    Attributes:
+        calls: How often each layer ran.
+        taps: The calls of each tapped module, in their order.
+    """
 
     def __init__(self, outer: "Activations | None" = None) -> None:
         self.outer = outer
         self._vectors: dict[str, Tensor] = {}
         self._maps: dict[str, Tensor] = {}
         self.calls: dict[str, int] = {}
+        self.taps: dict[str, list[Call]] = {}
 
     def __getitem__(self, alias: str) -> Tensor:
         """Return a layer's reduced activation.
@@ -115,8 +135,16 @@ class Capture:
         torch.Size([1, 3])
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
-        """Attach a hook to each layer, on the module below any compilation or DDP wrapper."""
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, Layer], taps: Mapping[str, str] | None = None
+    ) -> None:
+        """Attach a hook to each module, below any compilation or DDP wrapper.
+
+        Args:
+            model: The model.
+            layers: The layers to keep reduced, by alias.
+            taps: Paths of modules whose calls are kept whole, by name; "" is the model itself.
+        """
         self.layers = dict(layers)
         self._newest = Activations()
         self._passes = threading.local()
@@ -131,6 +159,14 @@ class Capture:
             else:
                 hook = module.register_forward_hook(Hook(self._output_keeper(alias, layer)))
             self._handles.append(hook)
+        for name, path in (taps or {}).items():
+            tap = Hook(self._tap(name))
+            module = inner.get_submodule(path)
+            self._handles.append(module.register_forward_hook(tap, with_kwargs=True))
+
+    def own(self, handles: Iterable[Any]) -> None:
+        """Take hooks that someone else attached, to remove them with ours."""
+        self._handles.extend(handles)
 
     @property
     def latest(self) -> Activations:
@@ -199,6 +235,16 @@ class Capture:
             if activations is not None:
                 given = args or tuple(kwargs.values())
                 activations.keep(alias, layer, _tensor_of(given, alias, layer))
+
+        return keep
+
+    def _tap(self, name: str) -> Callable[..., None]:
+        def keep(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            activations = getattr(self._passes, "current", None)
+            if activations is not None:
+                activations.taps.setdefault(name, []).append(Call(args, kwargs, output))
 
         return keep
 

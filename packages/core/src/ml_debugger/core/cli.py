@@ -206,13 +206,14 @@ def query(
     """Print the ids of recorded inputs worth labelling, one a line."""
     from ml_debugger.core.pool import open_pool
     from ml_debugger.core.selection import select
+    from ml_debugger.core.task import task_named
 
     store = Store(home)
     result = _result(store, result_name)
     repository = store.open(ModelVersion(result.model_name, result.version_name))
     epoch = repository.latest_epoch() if result.n_epoch == "all" else result.n_epoch
     scope = Scope(dataset_types=(dataset,), n_epoch=epoch, runs=None if run is None else (run,))
-    pool = open_pool(repository, scope, result)
+    pool = open_pool(repository, scope, result, task_named(repository.task).schema)
     strategy: Any = sort.value
     if zone or where:
         strategy = {"target_zones": zone or None}

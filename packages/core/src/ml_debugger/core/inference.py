@@ -141,7 +141,7 @@ class InferenceTracer(Tracer):
         """Return what is recorded of a split in this epoch, judged by the result if any."""
         self.flush()
         scope = Scope(dataset_types=(dataset_type,), n_epoch=self.n_epoch, runs=runs)
-        return open_pool(self._repository, scope, self.result, may_mix=may_mix)
+        return open_pool(self._repository, scope, self.result, self.schema, may_mix=may_mix)
 
 
 def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
     from ml_debugger.core.store import Records
 
-#: What a result says of each unit, beside the columns that were recorded.
-ESTIMATED = frozenset({"error_proba", "zone", "outlier", "unstable"})
-
 
 class Pool(Protocol):
     """Units with named columns, and the inputs they belong to."""
@@ -54,21 +51,22 @@ class _Owned:
 class StoredPool(_Owned):
     """A split as it lies in the store."""
 
-    def __init__(self, records: "Records", result: "Result | None") -> None:
-        """Look at some records; `result` must have judged them."""
+    def __init__(self, records: "Records", result: "Result | None", schema: TaskSchema) -> None:
+        """Look at some records of a task; `result` must have judged them."""
         super().__init__(records.counts("predicted"))
         self.records = records
         self.result = result
+        self.estimated = schema.estimated
         self._sources = _queryable(records.names())
 
     @property
     def names(self) -> list[str]:
         """The columns that a query may name."""
-        return sorted({*self._sources, *(ESTIMATED if self.result is not None else ())})
+        return sorted({*self._sources, *(self.estimated if self.result is not None else ())})
 
     def column(self, name: str) -> Any:
         """Return a column by the name that queries use, one value a unit."""
-        if name in ESTIMATED and self.result is not None:
+        if name in self.estimated and self.result is not None:
             values = self.records.estimates(self.result.result_name, name)
             return zone_names(values) if name == "zone" else values
         source = self._sources[name]
@@ -114,7 +112,12 @@ class StoredPool(_Owned):
 
 
 def open_pool(
-    repository: Repository, scope: Scope, result: "Result | None", *, may_mix: bool = False
+    repository: Repository,
+    scope: Scope,
+    result: "Result | None",
+    schema: TaskSchema,
+    *,
+    may_mix: bool = False,
 ) -> StoredPool:
     """Return what is recorded in a scope, judged by a result if one is given.
 
@@ -125,6 +128,7 @@ def open_pool(
         repository: Where to look.
         scope: What to look at.
         result: The evaluation to judge by, or None.
+        schema: The task's.
         may_mix: Whether several runs are nothing to warn of, unless they recorded the same ids.
     """
     records = repository.records(scope)
@@ -143,7 +147,7 @@ def open_pool(
             f"of different weights; {said}. A query can keep to one run with run=",
             stacklevel=4,
         )
-    return StoredPool(records, result)
+    return StoredPool(records, result, schema)
 
 
 class BatchPool(_Owned):
@@ -199,7 +203,7 @@ def empty_columns(schema: TaskSchema, fields: Mapping[str, AdditionalField]) -> 
         "recorded_at": np.array([], np.int64),
         **{column.name: np.array([], column.type) for column in schema.extracted_feature},
         **{name: to_arrow([], field.type, name) for name, field in fields.items()},
-        **dict.fromkeys(("error_proba", "outlier"), np.array([], np.float32)),
+        **dict.fromkeys(schema.estimated, np.array([], np.float32)),
         "unstable": np.array([], np.bool_),
         "zone": zone_names(np.array([], np.int8)),
     }

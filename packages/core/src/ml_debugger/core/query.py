@@ -1,12 +1,14 @@
 """How a query picks inputs: a sort, or a filter by zones and conditions."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from ml_debugger.core.conditions import Condition
 from ml_debugger.core.config import Config, shortened
@@ -27,7 +29,16 @@ SORTS: Mapping[str, bool] = {"high_error_proba": True, "low_error_proba": False}
 Columns = Callable[[str], Any]
 
 
-class FilterConfig(Config):
+class Strategy(Config):
+    """How to pick inputs, as users write it in a dict."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> set[str]:
+        """The columns that it looks at."""
+
+
+class FilterConfig(Strategy):
     """Inputs in any of some zones, or fulfilling any of some conditions.
 
     Attributes:
@@ -54,8 +65,8 @@ class FilterConfig(Config):
         return self
 
     @property
+    @override
     def columns(self) -> set[str]:
-        """The columns that it looks at."""
         named = {column for one in self.conditions or () for column in one}
         return named | ({"zone"} if self.target_zones else set())
 
@@ -102,33 +113,51 @@ class FilterConfig(Config):
         return np.asarray(np.logical_and.reduce(masks))
 
 
-def read_strategy(strategy: Any, *, known: Sequence[str] | None) -> str | FilterConfig:
-    """Return a sort's name or a filter.
-
-    Args:
-        strategy: 'high_error_proba', 'low_error_proba', a FilterConfig or a dict for one.
-        known: The columns that conditions may name; None lets any pass.
+def read_kind(data: Any, kinds: Sequence[type[Strategy]]) -> Strategy:
+    """Return an instance of one of some kinds of strategy; see `read_strategy`.
 
     Raises:
-        StrategyError: (a ValueError) None of these, or a condition on an unknown column.
+        StrategyError: The dict does not fit; the message says what would.
     """
+    if isinstance(data, tuple(kinds)):
+        return cast(Strategy, data)
+    keys = set(data) if isinstance(data, Mapping) else set()
+    kind = next((kind for kind in kinds if keys & kind.model_fields.keys()), kinds[0])
+    return kind.read(data)
+
+
+def read_strategy(
+    strategy: Any, kinds: Sequence[type[Strategy]], *, known: Sequence[str] | None
+) -> str | Strategy:
+    """Return a sort's name, or an instance of one of some kinds of strategy.
+
+    Args:
+        strategy: 'high_error_proba', 'low_error_proba', an instance of one of the kinds, or a
+            dict for one.
+        kinds: The kinds to choose from; a dict is of the first that has one of its keys.
+        known: The columns that it may name; None lets any pass.
+
+    Raises:
+        StrategyError: (a ValueError) None of these, or it names an unknown column.
+    """
+    names = " or ".join(kind.__name__ for kind in kinds)
     if isinstance(strategy, str):
         if strategy not in SORTS:
             raise StrategyError(
-                f"strategy {strategy!r} is none of {', '.join(SORTS)}; for a filter pass a dict "
-                "with target_zones or conditions"
+                f"strategy {strategy!r} is none of {', '.join(SORTS)}; for anything else pass a "
+                f"{names} or a dict for one"
             )
         return strategy
-    if not isinstance(strategy, Mapping | FilterConfig):
+    if not isinstance(strategy, (Mapping, *kinds)):
         raise StrategyError(
-            f"strategy must be one of {', '.join(SORTS)}, a FilterConfig or a dict, "
+            f"strategy must be one of {', '.join(SORTS)}, a {names} or a dict, "
             f"got {shortened(strategy)}"
         )
-    config = FilterConfig.read(strategy)
+    config = read_kind(strategy, kinds)
     unknown = sorted(config.columns - set(known)) if known is not None else []
     if known is not None and unknown:
         raise StrategyError(
-            f"there is no column {unknown[0]!r}; conditions may name {', '.join(sorted(known))}"
+            f"there is no column {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
     return config
 

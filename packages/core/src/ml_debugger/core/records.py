@@ -36,12 +36,36 @@ class Column(NamedTuple):
 class TaskSchema:
     """The scalar columns of a task's predicted and actual units.
 
-    Vectors (`logits`, `feature.<alias>`) need no declaration: their width is the model's.
+    Vectors (`logits`, `statistics`, `feature.<alias>`) need no declaration: their width is the
+    model's.
+
+    Attributes:
+        name: The task's name.
+        extracted_feature: Columns of predicted units.
+        ground_truth: Columns of actual units.
+        statistics: Names of the columns of `statistics`.
+        aspects: Ways in which a unit can be wrong, each asked of units that are right in those
+            before; of each there is an estimate, `<aspect>_error_proba`.
+        kinds: Kinds of error in the first aspect, the first of which is none.
     """
 
     name: str
     extracted_feature: tuple[Column, ...] = ()
     ground_truth: tuple[Column, ...] = ()
+    statistics: tuple[str, ...] = ()
+    aspects: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def estimated(self) -> frozenset[str]:
+        """The columns that a result adds to each unit, as queries name them."""
+        own = {"error_proba", "zone", "outlier", "unstable"}
+        return frozenset(own | {aspect_column(name) for name in self.aspects})
+
+
+def aspect_column(name: str) -> str:
+    """Return what the estimate of an aspect is called."""
+    return f"{name}_error_proba"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +76,8 @@ class Units(Generic[Values]):
     store, NumPy arrays on the way out.
 
     Attributes:
-        columns: One value a unit: shape (n,) for scalars, (n, d) for `logits` and
-            `feature.<alias>`.
+        columns: One value a unit: shape (n,) for scalars, (n, d) for `logits`, `feature.<alias>`
+            and `statistics`: numbers that may speak for or against a unit, such as a box's size.
         counts: How many units each input has, shape (inputs,), int32; units lie in the order of
             their inputs. None where every input has exactly one.
     """

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ml_debugger.core.aggregation import BBoxStrategy
 from ml_debugger.core.errors import InputError, StrategyError
-from ml_debugger.core.pool import ESTIMATED, StoredPool
-from ml_debugger.core.query import SORTS, FilterConfig, rank, read_strategy
+from ml_debugger.core.pool import StoredPool
+from ml_debugger.core.query import SORTS, FilterConfig, Strategy, rank, read_strategy
 from ml_debugger.core.sampling import CANDIDATES, SamplingConfig, spread
 
 NEEDS_RESULT = (
@@ -24,6 +25,7 @@ def select(
     strategy: Any,
     type_cast: type | None = None,
     *,
+    kinds: Sequence[type[Strategy]] = (FilterConfig,),
     sampling: SamplingConfig | dict[str, Any] | None = None,
     diverse: bool = False,
     explain: bool = False,
@@ -38,8 +40,8 @@ def select(
         raise InputError(f"n_data must be an int of at least 1, got {n_data!r}")
     draw = None if sampling is None else SamplingConfig.read(sampling)
     empty = not pool.records.inputs  # then there are no columns to compare names with
-    chosen = read_strategy(strategy, known=None if empty else pool.names)
-    if pool.result is None and (isinstance(chosen, str) or chosen.columns & ESTIMATED):
+    chosen = read_strategy(strategy, kinds, known=None if empty else pool.names)
+    if pool.result is None and (isinstance(chosen, str) or chosen.columns & pool.estimated):
         raise StrategyError(f"strategy {strategy!r} {NEEDS_RESULT}")
     if draw is not None and draw.per_zone is not None and pool.result is None:
         raise StrategyError(f"sampling method 'zone_quotas' {NEEDS_RESULT}")
@@ -57,21 +59,26 @@ def select(
 
 def _choose(
     pool: StoredPool,
-    strategy: str | FilterConfig,
+    strategy: str | Strategy,
     n: int,
     draw: SamplingConfig | None,
     *,
     diverse: bool,
 ) -> tuple[Any, Any]:
     """Return the chosen inputs' positions, best first, and their rank values."""
-    values = pool.rank_values()
-    among = None
-    if isinstance(strategy, FilterConfig):
-        among = np.flatnonzero(pool.any_unit(strategy.matches(pool.column)))
-    elif pool.counts is not None:
-        among = np.flatnonzero(pool.counts)  # an input without units has no error probability
+    among, descending = None, True
+    if isinstance(strategy, BBoxStrategy):
+        values = strategy.aggregate(pool.column, pool.counts, pool.records.inputs)
+        among, descending = np.flatnonzero(np.isfinite(values)), strategy.descending
+    else:
+        values = pool.rank_values()
+        if isinstance(strategy, FilterConfig):
+            among = np.flatnonzero(pool.any_unit(strategy.matches(pool.column)))
+        elif pool.counts is not None:
+            among = np.flatnonzero(pool.counts)  # an input without units has no error probability
+        if isinstance(strategy, str):
+            descending = SORTS[strategy]
     room = CANDIDATES * n if diverse else n
-    descending = isinstance(strategy, FilterConfig) or SORTS[strategy]
     order = rank(
         values,
         pool.records.ids,
@@ -98,7 +105,7 @@ def _deepest_layer(pool: StoredPool) -> str:
 
 
 def _explained(
-    pool: StoredPool, strategy: str | FilterConfig, ids: list[Any], order: Any, values: Any
+    pool: StoredPool, strategy: str | Strategy, ids: list[Any], order: Any, values: Any
 ) -> Any:
     @cache  # read once, not for every row
     def column(name: str) -> Any:
@@ -121,7 +128,9 @@ def _explained(
     if isinstance(strategy, str):
         way = "highest" if SORTS[strategy] else "lowest"
         reasons = [f"{way} error_proba, place {at}" for at in range(1, len(order) + 1)]
-    elif one_unit:
+    elif isinstance(strategy, BBoxStrategy):
+        reasons = [f"{strategy.describe()}, place {at}" for at in range(1, len(order) + 1)]
+    elif one_unit and isinstance(strategy, FilterConfig):
         reasons = strategy.describe(column)
     else:
         reasons = ["one of its units matches"] * len(order)

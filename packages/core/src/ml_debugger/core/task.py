@@ -5,11 +5,13 @@ its public classes (`Classification`), its value the `Task`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import TaskIncompatibleError, TaskNotInstalledError
@@ -30,6 +32,45 @@ KNOWN = {
     "ObjectDetection": "ml-debugger-detection2d",
     "ObjectDetection3D": "ml-debugger-detection3d",
 }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is true of some predicted units.
+
+    Attributes:
+        target: The class that each should have been, shape (n,), int64; -1 where none of the
+            model's classes is right. A unit is wrong where this differs from its prediction.
+        label: The annotated class, shape (n,), int64, -1 for none; it differs from the target
+            where a unit is wrong in another way than by its class. None: the target.
+        judged: Whether each unit counts, shape (n,), bool: one in a region that was annotated as
+            not to be looked at does not. None: all of them.
+        aspects: For each of the schema's aspects, 1 where a unit is wrong in this respect, 0 where
+            it is right, -1 where the question does not arise, shape (n,), int8.
+        kind: Place in the schema's kinds of each unit's kind of error, shape (n,), int8; None for a
+            task without kinds.
+        columns: What else is known, for the reader of a result, shape (n,) by name.
+        missed: Actual units that nothing was predicted for, by their places, shape (m,), int64.
+    """
+
+    target: NDArray[np.int64]
+    label: NDArray[np.int64] | None = None
+    judged: NDArray[np.bool_] | None = None
+    aspects: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    kind: NDArray[np.int8] | None = None
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    missed: NDArray[np.int64] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> "Verdict":
+        """Return the verdict on some of the units; what was missed is left out."""
+        return Verdict(
+            target=self.target[rows],
+            label=None if self.label is None else self.label[rows],
+            judged=None if self.judged is None else self.judged[rows],
+            aspects={name: values[rows] for name, values in self.aspects.items()},
+            kind=None if self.kind is None else self.kind[rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+        )
 
 
 class Task(ABC):
@@ -55,35 +96,32 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def judge(predicted: Units[Array], actual: Units[Array]) -> NDArray[Any]:
+    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
         """Tell what each predicted unit should have been.
 
         Args:
             predicted: The predicted units of some inputs, with a column `prediction`. `counts` is
                 None where every input has exactly one, whether or not the task said how many.
             actual: The actual units of the same inputs, likewise.
-
-        Returns:
-            The true class of each predicted unit, int64; -1 where none of the model's classes is
-            right. A unit is wrong where this differs from its prediction.
         """
 
     @staticmethod
     @abstractmethod
     def codes(
         prediction: NDArray[Any],
-        target: NDArray[Any] | None,
+        verdict: Verdict | None,
         zones: NDArray[Any],
         estimates: "Estimates",
+        error_proba_thresh: float,
     ) -> Sequence[str]:
         """Name each unit's error in the task's grammar.
 
         Args:
             prediction: Predicted class of each unit.
-            target: True class as `judge` gives it; None for unlabelled units, whose codes are
-                estimated.
+            verdict: As `judge` gives it; None for unlabelled units, whose codes are estimated.
             zones: Position of each unit's zone in `ml_debugger.core.evaluation.zones.ZONES`.
             estimates: What the error model says of them.
+            error_proba_thresh: The option of this name.
         """
 
 

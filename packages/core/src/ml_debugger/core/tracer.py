@@ -25,7 +25,7 @@ from ml_debugger.core.inputs import (
     batch_size,
     tensors_in,
 )
-from ml_debugger.core.layers import architecture_of, parse_layers, unwrap
+from ml_debugger.core.layers import architecture_of, default_layers, parse_layers, unwrap
 from ml_debugger.core.records import Batch, ModelVersion, TaskSchema, Units
 from ml_debugger.core.settings import Service
 from ml_debugger.core.store import Purpose, Scope
@@ -104,6 +104,8 @@ class Tracer(ABC):
             what="additional_label_fields",
             reserved=_RESERVED | set(self._fields.fields),
         )
+        if target_layers is None:
+            target_layers = self.default_layers(unwrap(model))
         self._layers = parse_layers(target_layers, unwrap(model))
         self._service = Service.resolve(api_endpoint, api_key)
         sync.announce(self._service, auto_sync=auto_sync)
@@ -111,7 +113,7 @@ class Tracer(ABC):
         try:
             self._repository = self._register(recreate=force_table_recreate)
             self._start()
-            self._capture = Capture(model, self._layers)
+            self._capture = self.hook(model)
             # a tracer that is forgotten takes its hooks off as well
             weakref.finalize(self, self._capture.close)
         except BaseException:
@@ -150,11 +152,36 @@ class Tracer(ABC):
             InputError: It is not of the expected form or length.
         """
 
+    # What a task may implement
+
+    def default_layers(self, model: nn.Module) -> dict[str, str]:
+        """Choose the layers to record where the user names none.
+
+        Args:
+            model: The user's own module, below any wrapper.
+
+        Raises:
+            UnsupportedModelError: Nothing can be chosen.
+        """
+        return default_layers(model)
+
+    def hook(self, model: nn.Module) -> Capture:
+        """Attach our hooks to the model."""
+        return Capture(model, self._layers)
+
+    def count_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+        """Return how many inputs the arguments of a call of the model hold.
+
+        None where only the model's output can tell, as for a list: it may hold one tensor an
+        input, or one an argument.
+        """
+        first = next(iter((*args, *kwargs.values())), None)
+        return batch_size(first) if isinstance(first, Tensor) else None
+
     def run_model(self, model_input: Any) -> Any:
         """Call the model; a mapping is passed as keyword arguments."""
-        if isinstance(model_input, Mapping):
-            return self.model(**model_input)
-        return self.model(model_input)
+        args, kwargs = arguments_of(model_input)
+        return self.model(*args, **kwargs)
 
     # What users call
 
@@ -266,9 +293,8 @@ class Tracer(ABC):
     ) -> tuple[Any, Any]:
         """Check, run, parse and save one call; return the output and what saving returned."""
         self._check_open()
-        call = self._checked(
-            ground_truth, input_ids, batch_size(model_input), dataset_type, n_epoch, kwargs
-        )
+        inputs = self._guess_inputs(*arguments_of(model_input))
+        call = self._checked(ground_truth, input_ids, inputs, dataset_type, n_epoch, kwargs)
         with self._capture.recording() as activations:
             output = self.run_model(model_input)
         saved = self._parse_and_save_io_data(
@@ -402,7 +428,7 @@ class Tracer(ABC):
 
         self._watched = True
         try:
-            with watching(self.model, self._capture, given, record) as watch:
+            with watching(self.model, self._capture, given, self._guess_inputs, record) as watch:
                 try:
                     yield
                 finally:
@@ -414,6 +440,10 @@ class Tracer(ABC):
             raise InputError(
                 f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"
             )
+
+    def _guess_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+        known = self.count_inputs(args, kwargs)
+        return batch_size([*args, kwargs]) if known is None else known
 
     def _check_open(self) -> None:
         """Refuse to begin what needs our hooks, or to begin it twice at a time."""
@@ -445,6 +475,11 @@ class Tracer(ABC):
     def _wait_for_save(self, interval: float) -> None:
         self._writer.flush()
         sync.wait(self._service, interval)
+
+
+def arguments_of(model_input: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments that the model is called with."""
+    return ((), model_input) if isinstance(model_input, Mapping) else ((model_input,), {})
 
 
 def _device_of(output: Any) -> torch.device:

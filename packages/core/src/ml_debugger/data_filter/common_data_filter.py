@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import numpy as np
 from torch import nn
 
+from ml_debugger.core.aggregation import BBoxStrategy
 from ml_debugger.core.conditions import Condition
 from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.inference import InferenceTracer
-from ml_debugger.core.pool import ESTIMATED, BatchPool, empty_columns
-from ml_debugger.core.query import FilterConfig, read_strategy
+from ml_debugger.core.pool import BatchPool, empty_columns
+from ml_debugger.core.query import FilterConfig, Strategy, read_kind, read_strategy
 from ml_debugger.core.records import Batch
 from ml_debugger.core.sampling import SamplingConfig
 from ml_debugger.core.selection import NEEDS_RESULT, select
@@ -20,6 +22,7 @@ class CommonDataFilter(InferenceTracer):
     """Records a model's calls on unlabelled data, and picks inputs by what the result says."""
 
     purpose = "data_filter"
+    strategies: ClassVar[tuple[type[Strategy], ...]] = (FilterConfig,)
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class CommonDataFilter(InferenceTracer):
         version_name: str,
         result_name: str | None = None,
         n_epoch: str | int | None = "latest",
-        filter_config: FilterConfig | dict[str, Any] | None = None,
+        filter_config: Strategy | dict[str, Any] | None = None,
         target_layers: Mapping[str, Any] | None = None,
         additional_fields: Sequence[Mapping[str, Any]] | None = None,
         auto_sync: bool = False,
@@ -64,7 +67,9 @@ class CommonDataFilter(InferenceTracer):
             ResultNotFoundError: No such result.
             ArchitectureMismatchError: The result belongs to another model.
         """
-        self.filter_config = None if filter_config is None else FilterConfig.read(filter_config)
+        self.filter_config = (
+            None if filter_config is None else read_kind(filter_config, self.strategies)
+        )
         super().__init__(
             model,
             model_name,
@@ -115,7 +120,7 @@ class CommonDataFilter(InferenceTracer):
     def query(
         self,
         n_data: int,
-        strategy: str | FilterConfig | dict[str, Any],
+        strategy: str | Strategy | dict[str, Any],
         dataset_type: str = "pool",
         type_cast: type | None = None,
         *,
@@ -149,33 +154,46 @@ class CommonDataFilter(InferenceTracer):
             InputError: `n_data` is not a positive int, or an id cannot be cast.
         """
         pool = self._pool(dataset_type, None if run is None else (run,))
-        if not pool.records.inputs and isinstance(strategy, Mapping | FilterConfig):
-            self._check_types(FilterConfig.read(strategy))
+        if not pool.records.inputs and isinstance(strategy, Mapping | Strategy):
+            self._check_types(read_kind(strategy, self.strategies))
         return select(
             pool,
             n_data,
             strategy,
             type_cast,
+            kinds=self.strategies,
             sampling=sampling,
             diverse=diverse,
             explain=explain,
         )
 
-    def _check_filter(self, config: FilterConfig) -> None:
+    def _check_filter(self, config: Strategy) -> None:
         """Refuse a filter that no call could be judged by."""
-        if self.result is None and config.columns & ESTIMATED:
+        if self.result is None and config.columns & self.schema.estimated:
             raise StrategyError(f"filter_config {NEEDS_RESULT}")
-        read_strategy(config, known=sorted(empty_columns(self.schema, self._fields.fields)))
+        known = sorted(empty_columns(self.schema, self._fields.fields))
+        read_strategy(config, self.strategies, known=known)
         self._check_types(config)
 
-    def _check_types(self, config: FilterConfig) -> None:
+    def _check_types(self, config: Strategy) -> None:
         """Refuse values that cannot be compared with their column, before there is a row."""
         columns = empty_columns(self.schema, self._fields.fields)
-        for one in config.conditions or ():
+        if isinstance(config, BBoxStrategy) and config.weight_column is not None:
+            _check_weights(config.weight_column, columns)
+        found = config.bbox_filter if isinstance(config, BBoxStrategy) else config
+        for one in (found.conditions if isinstance(found, FilterConfig) else None) or ():
             for name in columns.keys() & one.keys():
                 Condition.read(name, one[name]).mask(columns[name])
 
-    def _flags(self, batch: Batch, config: FilterConfig) -> list[bool | None]:
+    def _flags(self, batch: Batch, config: Strategy) -> list[bool | None]:
         """Judge one batch by the same estimates and comparisons as `query`."""
         pool = BatchPool(batch, self.run, self.result, self._fields.fields)
+        if isinstance(config, BBoxStrategy):
+            return config.flags(pool.column, pool.counts, len(batch.input_ids))
+        assert isinstance(config, FilterConfig)  # the constructor takes no other kind
         return cast("list[bool | None]", pool.any_unit(config.matches(pool.column)).tolist())
+
+
+def _check_weights(name: str, columns: Mapping[str, Any]) -> None:
+    if name in columns and getattr(columns[name], "dtype", np.dtype(object)).kind not in "biuf":
+        raise StrategyError(f"weight_column {name!r} is no column of numbers")

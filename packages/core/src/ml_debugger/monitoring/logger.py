@@ -4,7 +4,6 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.core.inference import InferenceTracer
-from ml_debugger.core.inputs import batch_size
+from ml_debugger.core.tracer import arguments_of
 
 
 class MonitoringLogger(InferenceTracer):
@@ -46,10 +45,7 @@ class MonitoringLogger(InferenceTracer):
             StoreError: Records cannot be written, and no more can be kept in memory.
         """
         if input_ids is None:
-            first = model_input
-            if isinstance(model_input, Mapping):
-                first = next(iter(model_input.values()), None)
-            inputs = batch_size(first) if isinstance(first, torch.Tensor) else None
+            inputs = self.count_inputs(*arguments_of(model_input))
             if inputs is None:
                 return self._trace_uncounted(model_input, dataset_type, kwargs)
             input_ids = unique_ids(inputs)

@@ -307,19 +307,24 @@ class TaskContract(ABC):
     def test_judge_gives_a_verdict_a_unit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each predicted unit is told what it should have been.
 
-        Troubleshooting: `judge` returns int64, one value for each predicted unit in their
-        order: the true class, or -1. It gets NumPy arrays; units of one input lie together, and
+        Troubleshooting: `judge` returns a `Verdict` whose `target` is int64, one value for each
+        predicted unit in their order: the true class, or -1. Its `aspects` are those of the
+        schema, one value a unit each. It gets NumPy arrays; units of one input lie together, and
         `counts` says how many each input has. It is None on a side where all have exactly one,
         also when `parse_output` or `parse_ground_truth` gave it.
         """
         batch = self._traced(self.batch(), monkeypatch)
         assert batch.actual is not None
         predicted, actual = _as_arrays(batch.predicted), _as_arrays(batch.actual)
-        target = self.task.judge(predicted, actual)
+        verdict = self.task.judge(predicted, actual)
+        target = verdict.target
         assert target.shape == (len(predicted),)
         assert target.dtype == np.int64
         assert (target >= -1).all()
-        assert_array_equal(self.task.judge(_of_store(predicted), _of_store(actual)), target)
+        assert tuple(verdict.aspects) == self.task.schema.aspects
+        assert all(len(values) == len(predicted) for values in verdict.aspects.values())
+        again = self.task.judge(_of_store(predicted), _of_store(actual))
+        assert_array_equal(again.target, target)
 
     def test_inputs_without_units(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An output without any unit is recorded, queried and flagged like any other.
@@ -337,7 +342,7 @@ class TaskContract(ABC):
         assert _counts(batch.predicted) == [0, 0], "empty_batch() gave units"
         self._check(batch.predicted, self.task.schema.extracted_feature)
         if batch.actual is not None:
-            target = self.task.judge(_as_arrays(batch.predicted), _as_arrays(batch.actual))
+            target = self.task.judge(_as_arrays(batch.predicted), _as_arrays(batch.actual)).target
             assert target.shape == (0,)
         config = FilterConfig(conditions=({"score": ">=0"},))
         with self._open("data_filter", self.model(), filter_config=config) as data_filter:
@@ -438,7 +443,8 @@ class TaskContract(ABC):
         if units.counts is not None:
             assert units.counts.dtype is torch.int32
         declared = {column.name: column.type for column in schema}
-        scalars = {n for n in units.columns if n != "logits" and not n.startswith("feature.")}
+        vectors = {n for n in units.columns if n.startswith("feature.")}
+        scalars = set(units.columns) - vectors - {"logits", "statistics"}
         assert scalars == set(declared), "the schema declares other columns"
         for name, values in units.columns.items():
             assert len(values) == len(units), f"column {name} has another length"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ml_debugger.core import Activations, Array, Column, Task, TaskSchema, Tracer, Units
+from ml_debugger.core import Activations, Array, Column, Task, TaskSchema, Tracer, Units, Verdict
 from ml_debugger.core.errors import InputError, UnsupportedModelError
 from ml_debugger.data_filter import CommonDataFilter
 from ml_debugger.monitoring import MonitoringLogger
@@ -98,24 +98,26 @@ class SegmentationTask(Task):
     data_filter = SegmentationDataFilter
 
     @staticmethod
-    def judge(predicted: Units[Array], actual: Units[Array]) -> NDArray[np.int64]:
+    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
         """Find the classes that the image does not show."""
         prediction = predicted["prediction"].astype(np.int64)
         shown = set(zip(_images(actual).tolist(), actual["label"].tolist(), strict=True))
         seen = zip(_images(predicted).tolist(), prediction.tolist(), strict=True)
-        return np.where([one in shown for one in seen], prediction, -1).astype(np.int64)
+        right = np.array([one in shown for one in seen], np.bool_)
+        return Verdict(np.where(right, prediction, -1))
 
     @staticmethod
     def codes(
         prediction: NDArray[Any],
-        target: NDArray[Any] | None,
+        verdict: Verdict | None,
         zones: NDArray[Any],
         estimates: "Estimates",
+        error_proba_thresh: float,
     ) -> Sequence[str]:
         """Name what was seen, and whether it was there."""
-        if target is None:
+        if verdict is None:
             return [f"SEG?->{one}" for one in prediction]
-        names = np.where(target < 0, "none", target.astype(str))
+        names = np.where(verdict.target < 0, "none", verdict.target.astype(str))
         return [f"SEG{one}->{other}" for one, other in zip(names, prediction, strict=True)]
 
 

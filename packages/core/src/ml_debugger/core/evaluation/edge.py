@@ -96,6 +96,7 @@ class Scorer:
         *,
         prediction: Array | None = None,
         score: Array | None = None,
+        statistics: Array | None = None,
     ) -> Scored:
         """Judge some units; each by itself, so a batch and its rows give the same.
 
@@ -105,6 +106,7 @@ class Scorer:
             prediction: Predicted classes, (n,); by default those of the logits.
             score: The model's confidence, (n,); by default the max softmax of the logits, which
                 may differ from torch's in the last bit.
+            statistics: The task's statistics, (n, s); None for tasks without.
 
         Raises:
             InputError: Something is missing or has another shape than in the evaluation.
@@ -112,7 +114,8 @@ class Scorer:
         if logits is None and (prediction is None or score is None):
             raise InputError("give logits, or both prediction and score")
         _check_shapes(
-            dict(features) | {"logits": logits}, {"prediction": prediction, "score": score}
+            dict(features) | {"logits": logits, "statistics": statistics},
+            {"prediction": prediction, "score": score},
         )
         if prediction is None:
             prediction = np.asarray(logits).argmax(axis=1)
@@ -124,6 +127,7 @@ class Scorer:
             prediction=np.asarray(prediction, np.int64),
             score=np.asarray(score, np.float32),
             logits=None if logits is None else np.asarray(logits),
+            statistics=None if statistics is None else np.asarray(statistics),
         )
         found = self._model.estimate(observations)
         columns = {

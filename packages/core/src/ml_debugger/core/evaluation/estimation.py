@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation import metrics
 from ml_debugger.core.evaluation.bootstrap import METRICS, Bootstrap, Score
-from ml_debugger.core.evaluation.estimator import ErrorModel, Estimates
+from ml_debugger.core.evaluation.estimator import Asked, ErrorModel, Estimates
 from ml_debugger.core.evaluation.folder import Curve, Metrics
 from ml_debugger.core.evaluation.labelled import LabelledUnits
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.evaluation.proof import OURS, Proof
 from ml_debugger.core.evaluation.zones import ZoneRules
+from ml_debugger.core.task import Verdict
 
 #: Most units that an error model is fitted on; the others are estimated like unseen ones.
 MAX_FITTED = 200_000
@@ -32,7 +33,7 @@ DRAWN = ("max_softmax", "margin", "energy", "knn_distance")
 _POINTS = 200
 
 #: Names each unit's error; see `Task.codes`.
-Coder = Callable[[NDArray[Any], NDArray[Any] | None, NDArray[Any], Estimates], Sequence[str]]
+Coder = Callable[[NDArray[Any], Verdict | None, NDArray[Any], Estimates, float], Sequence[str]]
 Advance = Callable[[float], None]
 
 
@@ -50,6 +51,8 @@ class Estimated:
         plausible: The class that the features suggest, int32.
         zones: Positions in ZONES, int8.
         codes: Error codes, a dictionary array of text.
+        aspects: Of each aspect that the task names, the probability that a unit is wrong in it if
+            it is right in those before, float32.
         metrics: Figures over all units.
         baselines: Figures of ours and other scores, over units of the fit; see `Proof.table`.
         curves: Risk-coverage curves of the same.
@@ -64,13 +67,18 @@ class Estimated:
     plausible: NDArray[np.int32]
     zones: NDArray[np.int8]
     codes: pa.DictionaryArray
+    aspects: dict[str, NDArray[np.float32]]
     metrics: Metrics
     baselines: dict[str, dict[str, float | None]]
     curves: dict[str, Curve]
 
 
 def estimate(
-    units: LabelledUnits, coder: Coder, options: EvaluationOptions, advance: Advance
+    units: LabelledUnits,
+    coder: Coder,
+    options: EvaluationOptions,
+    advance: Advance,
+    kinds: int = 0,
 ) -> Estimated:
     """Fit an error model and say of each unit how likely it is wrong, and why.
 
@@ -84,11 +92,12 @@ def estimate(
         coder: Names errors in the task's grammar.
         options: The options of the evaluation.
         advance: Told how many units more are done; all in all twice as many as there are.
+        kinds: How many kinds of error the task names.
 
     Raises:
         InputError: There are not as many class names as classes.
     """
-    rows = chosen_rows(units, np.arange(len(units)), most_fitted(units), options.seed)
+    rows = chosen_rows(units, np.flatnonzero(units.judged), most_fitted(units), options.seed)
     groups = units.groups()
     observations = units.observations(rows)
     n_class = None if observations.logits is None else observations.logits.shape[1]
@@ -112,6 +121,7 @@ def estimate(
         groups=None if groups is None else groups[rows],
         max_references=options.max_references,
         progress=fit_progress,
+        asked=_asked(units.verdict.take(rows), kinds),
         **settings,
     )
     part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
@@ -144,7 +154,7 @@ def estimate(
     table, curves = proof.table, _curves(proof)
     del observations, proof
 
-    out = _Collected(len(units), units, coder, rules)
+    out = _Collected(len(units), units, coder, rules, options.error_proba_thresh)
     out.put(rows, found)
     del found
     rest = np.setdiff1d(np.arange(len(units)), rows, assume_unique=True)
@@ -162,7 +172,12 @@ def estimate(
         plausible=out.plausible,
         zones=out.zones,
         codes=pa.DictionaryArray.from_arrays(pa.array(out.code), pa.array(list(out.texts))),
-        metrics=figures(out.error_proba, wrong, groups),
+        aspects=out.aspects,
+        metrics=figures(
+            out.error_proba[units.judged],
+            wrong[units.judged],
+            None if groups is None else groups[units.judged],
+        ),
         baselines={
             name: {key: _defined(value) for key, value in row.items()}
             for name, row in table.items()
@@ -174,8 +189,13 @@ def estimate(
 class _Collected:
     """Estimates of all units as they come in, without the wide arrays that codes are made of."""
 
-    def __init__(self, n: int, units: LabelledUnits, coder: Coder, rules: ZoneRules) -> None:
+    def __init__(
+        self, n: int, units: LabelledUnits, coder: Coder, rules: ZoneRules, thresh: float
+    ) -> None:
         self._units, self._coder, self._rules = units, coder, rules
+        self._thresh = thresh
+        names = units.verdict.aspects
+        self.aspects = {name: np.zeros(n, np.float32) for name in names}
         self.error_proba = np.zeros(n, np.float32)
         self.outlier = np.zeros(n, np.float32)
         self.unstable = np.zeros(n, np.bool_)
@@ -187,7 +207,11 @@ class _Collected:
     def put(self, rows: NDArray[np.int64], found: Estimates) -> None:
         units = self._units
         zones = self._rules.assign(found, units.score[rows], units.prediction[rows])
-        codes = self._coder(units.prediction[rows], units.target[rows], zones, found)
+        verdict = units.verdict.take(rows)
+        codes = self._coder(units.prediction[rows], verdict, zones, found, self._thresh)
+        if found.answers is not None:
+            for name, values in found.answers.aspects.items():
+                self.aspects[name][rows] = values
         self.error_proba[rows] = found.error_proba
         self.outlier[rows] = found.outlier
         self.unstable[rows] = found.unstable
@@ -196,10 +220,15 @@ class _Collected:
         self.code[rows] = [self.texts.setdefault(code, len(self.texts)) for code in codes]
 
 
+def _asked(verdict: Verdict, kinds: int) -> Asked | None:
+    return Asked(verdict.aspects, verdict.kind, kinds) if verdict.aspects else None
+
+
 def most_fitted(units: LabelledUnits) -> int:
     """Return how many units fit into the memory of a fit."""
     one = units.observations(np.zeros(1, np.int64))
     widths = [values.size for values in one.features.values()]
+    widths += [] if one.statistics is None else [one.statistics.size]
     n_class = 0 if one.logits is None else one.logits.size
     row = 4 * (sum(widths) + 3 * n_class + 16)  # the classes again as plausibilities and scores
     return max(1000, min(MAX_FITTED, FIT_BYTES // row))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import SchemaError
+from ml_debugger.core.evaluation.error_model.aspects import Answers, Asked, Aspects
 from ml_debugger.core.evaluation.error_model.evidence import Evidence, Observations, Sources
 from ml_debugger.core.evaluation.error_model.fitting import fit
 from ml_debugger.core.evaluation.error_model.head import Head
@@ -20,7 +21,7 @@ from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 from ml_debugger.core.evaluation.substitute import Substitute
 
-__all__ = ["NOT_FINITE", "ErrorModel", "Estimates", "Observations"]
+__all__ = ["NOT_FINITE", "Answers", "Asked", "ErrorModel", "Estimates", "Observations"]
 
 #: The outlier p-value of units with non-finite values: below any that a finite one can have.
 NOT_FINITE = 1e-6
@@ -40,6 +41,8 @@ class Estimates:
         shares: Plausibility of each class given that the prediction is wrong, (n, K), float32;
             0 for the predicted class; rows add up to 1, to 0 where there is no other class.
         plausible: The class that the features alone speak for, (n,), int32.
+        answers: What is thought of the ways in which they can be wrong; None for a task that
+            names none.
     """
 
     error_proba: NDArray[np.float32]
@@ -47,6 +50,7 @@ class Estimates:
     unstable: NDArray[np.bool_]
     shares: NDArray[np.float32]
     plausible: NDArray[np.int32]
+    answers: Answers | None = None
 
     def __len__(self) -> int:
         return len(self.error_proba)
@@ -59,7 +63,19 @@ class Estimates:
             unstable=self.unstable[rows],
             shares=self.shares[rows],
             plausible=self.plausible[rows],
+            answers=None if self.answers is None else self.answers.take(rows),
         )
+
+    def joined(self, other: "Estimates") -> "Estimates":
+        """Append other units."""
+        both: dict[str, Any] = {}
+        for one in fields(self):
+            parts = getattr(self, one.name), getattr(other, one.name)
+            if one.name == "answers":
+                both["answers"] = None if parts[0] is None else Answers.joined(parts)
+            else:
+                both[one.name] = np.concatenate(parts)
+        return Estimates(**both)
 
 
 class Remoteness(NamedTuple):
@@ -109,6 +125,7 @@ class ErrorModel:
     Attributes:
         n_class: K; a label outside 0..K-1 means "none of the model's classes".
         layers: Aliases of the layers in use.
+        aspects: Names of the ways to be wrong that it knows.
         notes: Sentences that a user should read beside the estimates.
     """
 
@@ -121,15 +138,18 @@ class ErrorModel:
         error_rate: float,
         notes: tuple[str, ...],
         substitute: Substitute | None = None,
+        aspects: Aspects | None = None,
     ) -> None:
         self.n_class = sources.n_class
         self.layers = tuple(sources.layers)
+        self.aspects = () if aspects is None else tuple(aspects.heads)
         self.notes = notes
         self._sources = sources
         self._head = head
         self._remoteness = remoteness
         self._error_rate = error_rate
         self._substitute = substitute
+        self._aspects = aspects
 
     @property
     def method(self) -> str:
@@ -147,6 +167,7 @@ class ErrorModel:
         max_references: int = 4096,
         n_class: int | None = None,
         progress: Callable[[float], None] | None = None,
+        asked: Asked | None = None,
     ) -> tuple["ErrorModel", Estimates]:
         """Learn from labelled units.
 
@@ -163,6 +184,7 @@ class ErrorModel:
             n_class: K; by default the width of the logits, or one more than the largest class
                 among predictions and targets.
             progress: Told the share that is done, up to 1.
+            asked: In which ways the units are wrong, for a task that tells; n of them.
 
         Returns:
             The model, and estimates of the evaluated units themselves, in their order. What judges
@@ -181,6 +203,7 @@ class ErrorModel:
             seed=seed,
             max_references=max_references,
             progress=progress or (lambda _: None),
+            asked=asked,
         )
         remoteness, outlier = Remoteness.of(fitted.evidence.remoteness)
         model = cls(
@@ -189,8 +212,9 @@ class ErrorModel:
             remoteness,
             error_rate=fitted.error_rate,
             notes=fitted.notes,
+            aspects=fitted.aspects,
         )
-        estimates = _estimates(fitted.evidence, fitted.error_proba, outlier)
+        estimates = _estimates(fitted.evidence, fitted.error_proba, outlier, fitted.answers)
         back = np.full(len(observations), -1, np.int64)
         back[fitted.rows] = np.arange(len(fitted.rows))
         left_out = np.flatnonzero(back < 0)
@@ -199,12 +223,7 @@ class ErrorModel:
             rest = model.estimate(observations.take(left_out))
             # All of them, also where what is broken is of a layer that is not in use.
             rest = model._flagged(rest, np.ones(len(rest), np.bool_))
-            estimates = Estimates(
-                *(
-                    np.concatenate([getattr(e, f.name) for e in (estimates, rest)])
-                    for f in fields(Estimates)
-                )
-            )
+            estimates = estimates.joined(rest)
         return model, estimates.take(back)
 
     def substituted(
@@ -237,6 +256,7 @@ class ErrorModel:
             error_rate=self._error_rate,
             notes=(*self.notes, note),
             substitute=substitute,
+            aspects=self._aspects,
         )
         error_proba = substitute(observations)
         error_proba[rows] = held_out
@@ -256,12 +276,14 @@ class ErrorModel:
         self._sources.check(observations)
         evidence = self._sources.gather(observations, np.arange(len(observations)))
         outlier = self._remoteness.p_value(evidence.remoteness)
-        error_proba = (
-            self._head(evidence.columns)
-            if self._substitute is None
-            else self._substitute(observations)
-        )
-        estimates = _estimates(evidence, error_proba, outlier)
+        answers = None if self._aspects is None else self._aspects.answer(evidence.columns)
+        if self._substitute is not None:
+            error_proba = self._substitute(observations)
+        elif self._aspects is not None and answers is not None and self._aspects.leads:
+            error_proba = answers.wrong_in_any
+        else:
+            error_proba = self._head(evidence.columns)
+        estimates = _estimates(evidence, error_proba, outlier, answers)
         return self._flagged(estimates, ~self._sources.finite(observations))
 
     def _flagged(self, estimates: Estimates, broken: NDArray[np.bool_]) -> Estimates:
@@ -297,6 +319,9 @@ class ErrorModel:
         if self._substitute is not None:
             for name, values in self._substitute.arrays().items():
                 arrays[f"substitute.{name}"] = values
+        if self._aspects is not None:
+            for name, values in self._aspects.arrays().items():
+                arrays[f"aspect.{name}"] = values
         return arrays
 
     def settings(self) -> dict[str, Any]:
@@ -312,6 +337,8 @@ class ErrorModel:
             "intercept": self._head.intercept,
             "error_rate": self._error_rate,
             "substitute": None if self._substitute is None else self._substitute.settings(),
+            "statistics": self._sources.statistics,
+            "aspects": None if self._aspects is None else self._aspects.settings(),
         }
 
     @classmethod
@@ -342,6 +369,7 @@ class ErrorModel:
             n_class=settings["n_class"],
             temperature=settings["temperature"],
             has_score=settings["has_score"],
+            statistics=settings.get("statistics", 0),
         )
         head = Head(
             arrays["head.centre"],
@@ -352,7 +380,7 @@ class ErrorModel:
         remoteness = Remoteness(
             arrays["remoteness.centre"], arrays["remoteness.spread"], arrays["remoteness.ranked"]
         )
-        substitute = settings.get("substitute")
+        substitute, aspects = settings.get("substitute"), settings.get("aspects")
         return cls(
             sources,
             head,
@@ -362,6 +390,9 @@ class ErrorModel:
             substitute=None
             if substitute is None
             else Substitute.restore(_below("substitute.", arrays), substitute),
+            aspects=None
+            if aspects is None
+            else Aspects.restore(_below("aspect.", arrays), aspects, head),
         )
 
 
@@ -370,11 +401,17 @@ def _below(start: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
 
 
-def _estimates(evidence: Evidence, error_proba: NDArray[np.float32], outlier: Floats) -> Estimates:
+def _estimates(
+    evidence: Evidence,
+    error_proba: NDArray[np.float32],
+    outlier: Floats,
+    answers: Answers | None,
+) -> Estimates:
     return Estimates(
         error_proba=error_proba,
         outlier=outlier.astype(np.float32),
         unstable=evidence.unstable,
         shares=evidence.shares,
         plausible=evidence.plausible,
+        answers=answers,
     )

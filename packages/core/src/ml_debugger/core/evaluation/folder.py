@@ -1,8 +1,9 @@
 """The folder a result is saved in: what it holds, and how it becomes visible whole or not at all.
 
-`result.json` (everything scalar), `model.safetensors` (the error model's arrays) and
-`units.parquet` (one row an evaluated unit). Nothing in it is executable, so a folder from a
-stranger is safe to open.
+`result.json` (everything scalar), `model.safetensors` (the error model's arrays),
+`units.parquet` (one row an evaluated unit) and, of tasks that can miss something,
+`missed.parquet` (one row an actual unit that nothing was predicted for). Nothing in it is
+executable, so a folder from a stranger is safe to open.
 """
 
 import json
@@ -27,6 +28,7 @@ SCHEMA_NUMBER = 1
 MANIFEST = "result.json"
 ARRAYS = "model.safetensors"
 UNITS = "units.parquet"
+MISSED = "missed.parquet"
 
 
 class _Frozen(BaseModel):
@@ -82,6 +84,7 @@ class Rows(_Frozen):
         without_label: Left out, since nothing says what is true.
         replaced: Records that a later record of the same input replaced.
         evaluated: Units that the figures are about: all that have a label.
+        ignored: Left out, since the ground truth asks not to look where they are.
         not_finite: How many of those have outputs or features that are not finite. They take no
             part in the fit.
         fitted: How many of those the error model was fitted on.
@@ -91,6 +94,7 @@ class Rows(_Frozen):
     without_label: int = 0
     replaced: int = 0
     evaluated: int
+    ignored: int = 0
     not_finite: int = 0
     fitted: int
 
@@ -165,7 +169,11 @@ def being_written(folder: Path) -> Iterator[Path]:
 
 
 def write(
-    draft: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]], units: pa.Table
+    draft: Path,
+    manifest: Manifest,
+    arrays: Mapping[str, NDArray[Any]],
+    units: pa.Table,
+    missed: pa.Table | None,
 ) -> None:
     """Fill a folder with a result."""
     import pyarrow.parquet as pq
@@ -175,6 +183,8 @@ def write(
     (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(draft / ARRAYS))
     pq.write_table(units, draft / UNITS, compression="zstd")
+    if missed is not None:
+        pq.write_table(missed, draft / MISSED, compression="zstd")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -217,14 +227,14 @@ def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
         raise SchemaError(f"{folder / ARRAYS} cannot be read: {error}") from error
 
 
-def read_units(folder: Path) -> pa.Table:
-    """Read the evaluated units."""
+def read_table(folder: Path, name: str) -> pa.Table:
+    """Read the table `UNITS` or `MISSED`."""
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(folder / UNITS)
+        return pq.read_table(folder / name)
     except (OSError, pa.ArrowInvalid) as error:
-        raise SchemaError(f"{folder / UNITS} cannot be read: {error}") from error
+        raise SchemaError(f"{folder / name} cannot be read: {error}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from ml_debugger.core.evaluation.estimator import Observations
 from ml_debugger.core.records import Array, Units, owners
 from ml_debugger.core.store import Records
+from ml_debugger.core.task import Verdict
 
 #: Says what each predicted unit should have been; see `Task.judge`.
-Judge = Callable[[Units[Array], Units[Array]], NDArray[Any]]
+Judge = Callable[[Units[Array], Units[Array]], Verdict]
+
+_INPUT = {
+    "input_id": "input/id",
+    "dataset_type": "input/dataset_type",
+    "n_epoch": "input/n_epoch",
+    "run": "input/run",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class LabelledUnits:
         parts: The records they lie in.
         layers: The layers that all of them have features of, as wide everywhere: module path by
             alias.
-        target: True class of each unit, int64; -1 where none of the model's classes is right.
+        verdict: What is true of them; without what was missed, for which see `missed`.
+        judged: Whether each unit counts.
         prediction: Predicted class of each unit, int64.
         score: The model's confidence in each, float32.
         finite: Whether what was recorded of each is finite.
@@ -58,13 +67,23 @@ class LabelledUnits:
             if f"predicted/feature.{alias}" in names and _is_one_width(parts, f"feature.{alias}")
         }
         self._has_logits = "predicted/logits" in names
-        self.target = _joined([np.asarray(_judged(one, judge), np.int64) for one in parts])
+        self._has_statistics = "predicted/statistics" in names
+        verdicts = [judge(_units(one, "predicted"), _units(one, "actual")) for one in parts]
+        self._missed = [one.missed for one in verdicts]
+        self.verdict = _all(verdicts)
+        judged = self.verdict.judged
+        self.judged = np.ones(int(stops[-1]), np.bool_) if judged is None else judged
         self.prediction = _joined([_plain(one, "prediction", np.int64) for one in parts])
         self.score = _joined([_plain(one, "score", np.float32) for one in parts])
         self.finite = _joined([_plain(one, "finite", np.bool_) for one in parts])
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.prediction)
+
+    @property
+    def target(self) -> NDArray[np.int64]:
+        """True class of each unit; -1 where none of the model's classes is right."""
+        return self.verdict.target
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
@@ -86,7 +105,36 @@ class LabelledUnits:
             prediction=self.prediction[rows],
             score=self.score[rows],
             logits=read("logits") if self._has_logits else None,
+            statistics=read("statistics") if self._has_statistics else None,
         )
+
+    def column(self, name: str) -> Array:
+        """Return a predicted scalar column of all units."""
+        return _joined([np.asarray(one.records.column(f"predicted/{name}")) for one in self.parts])
+
+    def missed(self) -> pa.Table | None:
+        """Return the actual units that nothing was predicted for; None where a task tells none.
+
+        One row each: `input_id`, `dataset_type`, `n_epoch`, `run`, and the scalar columns of the
+        ground truth.
+        """
+        tables = []
+        for part, rows in zip(self.parts, self._missed, strict=True):
+            if rows is None:
+                return None
+            records = part.records
+            counts = records.counts("actual")
+            at = pa.array(owners(counts, len(counts))[rows])
+            columns = {
+                name: _plain_text(records.column(full)).take(at) for name, full in _INPUT.items()
+            }
+            for full in records.names():
+                side, _, name = full.partition("/")
+                if side == "actual" and not name.startswith("#"):
+                    values = np.asarray(records.column(full))[rows]
+                    columns |= {name: pa.array(values)} if values.ndim == 1 else {}
+            tables.append(pa.table(columns))
+        return pa.concat_tables(tables)
 
     def groups(self) -> NDArray[np.int64] | None:
         """Number the inputs that units belong to; None where each unit is an input of its own.
@@ -111,10 +159,7 @@ class LabelledUnits:
         """Return an `input/` or `label/` column, one value a unit; null where there is none."""
         pieces = []
         for part in self.parts:
-            values = part.records.column(name)
-            values = pa.array(values) if isinstance(values, np.ndarray) else values
-            if pa.types.is_dictionary(values.type):
-                values = values.cast(values.type.value_type)
+            values = _plain_text(part.records.column(name))
             counts = part.records.counts("predicted")
             if not (counts == 1).all():
                 values = values.take(pa.array(owners(counts, len(counts))))
@@ -143,8 +188,29 @@ def _is_one_width(parts: Sequence[Records], name: str) -> bool:
     return len(shapes) <= 1
 
 
-def _judged(part: Records, judge: Judge) -> NDArray[Any]:
-    return judge(_units(part, "predicted"), _units(part, "actual"))
+def _plain_text(values: Any) -> Any:
+    """Return a column as an Arrow array without a dictionary."""
+    values = pa.array(values) if isinstance(values, np.ndarray) else values
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
+def _all(verdicts: Sequence[Verdict]) -> Verdict:
+    """Put the verdicts on the units of several parts one after another."""
+    first = verdicts[0]
+
+    def joined(name: str) -> Any:
+        if getattr(first, name) is None:
+            return None
+        return np.concatenate([getattr(one, name) for one in verdicts])
+
+    return Verdict(
+        target=np.asarray(joined("target"), np.int64),
+        label=joined("label"),
+        judged=joined("judged"),
+        aspects={n: np.concatenate([one.aspects[n] for one in verdicts]) for n in first.aspects},
+        kind=joined("kind"),
+        columns={n: np.concatenate([one.columns[n] for one in verdicts]) for n in first.columns},
+    )
 
 
 def _units(part: Records, side: Literal["predicted", "actual"]) -> Units[Array]:

@@ -22,7 +22,7 @@ from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.evaluation.zones import ZONES
 from ml_debugger.core.inputs import as_name
 from ml_debugger.core.progress import progress
-from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.records import ModelVersion, TaskSchema, aspect_column
 from ml_debugger.core.store import Store
 from ml_debugger.core.task import Task, task_named
 
@@ -67,8 +67,9 @@ def evaluate(
     selection = select(repository, epoch, chosen, task.judge)
     for text in selection.warnings:
         warn(text, stacklevel=3)
-    with progress(2 * len(selection.units), f"evaluating {model_version}") as advance:
-        estimated = estimate(selection.units, task.codes, chosen, advance)
+    units = selection.units
+    with progress(2 * len(units), f"evaluating {model_version}") as advance:
+        estimated = estimate(units, task.codes, chosen, advance, len(task.schema.kinds))
 
     manifest = saved.Manifest(
         # Again, for another evaluation may have taken the name that was free above.
@@ -98,11 +99,15 @@ def evaluate(
         error_model=estimated.model.settings(),
         made_by=_made_by(),
     )
-    return save(store, manifest, estimated, selection.units)
+    return save(store, manifest, estimated, units, task.schema)
 
 
 def save(
-    store: Store, manifest: saved.Manifest, estimated: Estimated, units: LabelledUnits
+    store: Store,
+    manifest: saved.Manifest,
+    estimated: Estimated,
+    units: LabelledUnits,
+    schema: TaskSchema,
 ) -> Result:
     """Write a result's folder, keep its estimates with the records, and enter it in the catalogue.
 
@@ -118,7 +123,8 @@ def save(
     if place.exists() and not is_taken(store, name):
         shutil.rmtree(place)
     with saved.being_written(place) as draft:
-        saved.write(draft, manifest, estimated.model.arrays(), units_table(units, estimated))
+        table = units_table(units, estimated, schema)
+        saved.write(draft, manifest, estimated.model.arrays(), table, units.missed())
     try:
         store.drop_estimates(name)  # of an evaluation that was killed before it was done
         for part in units.parts:
@@ -130,6 +136,10 @@ def save(
                     "outlier": estimated.outlier[rows],
                     "unstable": estimated.unstable[rows],
                     "zone": estimated.zones[rows],
+                    **{
+                        aspect_column(name): values[rows]
+                        for name, values in estimated.aspects.items()
+                    },
                 },
             )
         store.add_result(  # last: a result that is listed is complete
@@ -214,17 +224,25 @@ def notes(selection: Selection, estimated: Estimated) -> list[str]:
         found.append(
             f"{selection.replaced:,} records were replaced by a later record with the same id."
         )
-    if estimated.fitted < len(selection.units):
+    judged = int(selection.units.judged.sum())
+    if judged < len(selection.units):
         found.append(
-            f"The error model was fitted on {estimated.fitted:,} of {len(selection.units):,} "
+            f"{len(selection.units) - judged:,} units lie where the ground truth asks not to look, "
+            "and were left out."
+        )
+    if estimated.fitted < judged:
+        found.append(
+            f"The error model was fitted on {estimated.fitted:,} of {judged:,} "
             "units; the others were estimated as units it has never seen."
         )
     return found
 
 
-def units_table(units: LabelledUnits, estimated: Estimated) -> pa.Table:
+def units_table(units: LabelledUnits, estimated: Estimated, schema: TaskSchema) -> pa.Table:
     """Return the table of evaluated units, in the order in which they were written."""
-    known = (units.target >= 0) & (units.target < estimated.model.n_class)
+    verdict = units.verdict
+    label = verdict.target if verdict.label is None else verdict.label
+    known = (label >= 0) & (label < estimated.model.n_class)
     zones = pa.DictionaryArray.from_arrays(
         pa.array(estimated.zones), pa.array([str(zone) for zone in ZONES])
     )
@@ -234,7 +252,7 @@ def units_table(units: LabelledUnits, estimated: Estimated) -> pa.Table:
         "n_epoch": units.of_inputs("input/n_epoch"),
         "run": units.of_inputs("input/run").dictionary_encode(),
         "prediction": units.prediction,
-        "label": pa.array(units.target, mask=~known),
+        "label": pa.array(label, mask=~known),
         "wrong": units.wrong,
         "score": units.score,
         "error_proba": estimated.error_proba,
@@ -244,11 +262,18 @@ def units_table(units: LabelledUnits, estimated: Estimated) -> pa.Table:
         "zone": zones,
         "code": estimated.codes,
         "finite": units.finite,
+        **{aspect_column(name): values for name, values in estimated.aspects.items()},
     }
+    if verdict.kind is not None:
+        names = pa.array(schema.kinds)
+        columns["kind"] = pa.DictionaryArray.from_arrays(pa.array(verdict.kind), names)
+    columns |= verdict.columns
+    recorded = [one.name for one in schema.extracted_feature if one.name not in columns]
+    columns |= {name: units.column(name) for name in recorded}
     table = pa.table(columns)
     for full in units.fields():
         table = table.append_column(field_name(full), units.of_inputs(full))
-    return table
+    return table if units.judged.all() else table.filter(pa.array(units.judged))
 
 
 def field_name(full: str) -> str:
@@ -262,7 +287,8 @@ def _rows(selection: Selection, estimated: Estimated) -> saved.Rows:
         stored=selection.stored,
         without_label=selection.without_label,
         replaced=selection.replaced,
-        evaluated=len(selection.units),
+        evaluated=int(selection.units.judged.sum()),
+        ignored=int((~selection.units.judged).sum()),
         not_finite=int((~selection.units.finite).sum()),
         fitted=estimated.fitted,
     )

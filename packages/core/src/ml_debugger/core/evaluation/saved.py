@@ -131,7 +131,13 @@ class SavedResult:
 
     @cached_property
     def _units(self) -> pa.Table:
-        return files.read_units(self.folder)
+        return files.read_table(self.folder, files.UNITS)
+
+    @cached_property
+    def _missed(self) -> pa.Table | None:
+        if not (self.folder / files.MISSED).exists():
+            return None
+        return files.read_table(self.folder, files.MISSED)
 
     def __len__(self) -> int:
         """Return the number of evaluated units."""

@@ -8,8 +8,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.core.evaluation.estimator import Observations
-from ml_debugger.core.records import Array
+from ml_debugger.core.evaluation.estimator import Estimates, Observations
+from ml_debugger.core.records import Array, aspect_column
 from ml_debugger.core.task import task_named
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def observed(column: Callable[[str], Array | None], layers: Mapping[str, str]) -
                 f"layer {alias!r}, which the result was fitted on, was not recorded here"
             )
         features[alias] = values
-    prediction, score = column("prediction"), column("score")
+    prediction, score, statistics = column("prediction"), column("score"), column("statistics")
     assert prediction is not None  # every task records both
     assert score is not None
     return Observations(
@@ -40,6 +40,7 @@ def observed(column: Callable[[str], Array | None], layers: Mapping[str, str]) -
         prediction=np.asarray(prediction, np.int64),
         score=np.asarray(score, np.float32),
         logits=column("logits"),
+        statistics=statistics,
     )
 
 
@@ -52,7 +53,14 @@ def judge(column: Callable[[str], Array | None], result: "Result") -> dict[str, 
         "outlier": estimates.outlier,
         "unstable": estimates.unstable,
         "zone": result.rules.assign(estimates, observations.score, observations.prediction),
+        **_aspects(estimates),
     }
+
+
+def _aspects(estimates: Estimates) -> dict[str, Array]:
+    answers = estimates.answers
+    found = {} if answers is None else answers.aspects
+    return {aspect_column(name): values for name, values in found.items()}
 
 
 def estimated_codes(column: Callable[[str], Array | None], result: "Result") -> list[str]:
@@ -61,7 +69,8 @@ def estimated_codes(column: Callable[[str], Array | None], result: "Result") -> 
     estimates = result.estimator.estimate(observations)
     zones = result.rules.assign(estimates, observations.score, observations.prediction)
     task = task_named(result.manifest.task)
-    return list(task.codes(observations.prediction, None, zones, estimates))
+    thresh = result.options["error_proba_thresh"]
+    return list(task.codes(observations.prediction, None, zones, estimates, thresh))
 
 
 def score_missing(records: "Records", result: "Result") -> None:

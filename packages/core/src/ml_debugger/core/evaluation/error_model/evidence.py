@@ -34,12 +34,15 @@ class Observations:
         prediction: Predicted class, shape (n,), int64.
         score: Max softmax, or a box's score, in [0, 1], shape (n,), float32.
         logits: Class vectors, shape (n, K), or None for tasks without.
+        statistics: What else is known of each unit, shape (n, s), or None. Unlike other evidence
+            it may count for a prediction as well as against; what is not finite says nothing.
     """
 
     features: Mapping[str, Array]
     prediction: Integers
     score: NDArray[np.float32]
     logits: Array | None = None
+    statistics: Array | None = None
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -51,6 +54,7 @@ class Observations:
             prediction=self.prediction[rows],
             score=self.score[rows],
             logits=None if self.logits is None else self.logits[rows],
+            statistics=None if self.statistics is None else self.statistics[rows],
         )
 
 
@@ -66,7 +70,8 @@ class Evidence(NamedTuple):
     """The evidence about n units.
 
     Attributes:
-        columns: Larger means more likely wrong, shape (n, c), float64; see `Sources.names`.
+        columns: Larger means more likely wrong, but for the statistics, which come last and may
+            mean anything; shape (n, c), float64; see `Sources.names`.
         remoteness: How far each unit is from all references, by layer, shape (n, L), float64.
         unstable: Whether neighbours are split or layers disagree, shape (n,).
         shares: Plausibility of each class but the predicted one, shape (n, K), float32.
@@ -98,6 +103,7 @@ class Sources:
         n_class: Number of classes, K.
         temperature: By which class vectors are divided; None where there are none.
         has_score: Whether the score says something that the class vector does not.
+        statistics: How many statistics there are of a unit.
     """
 
     layers: Mapping[str, Layer]
@@ -105,13 +111,15 @@ class Sources:
     n_class: int
     temperature: float | None
     has_score: bool
+    statistics: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name the columns of the evidence."""
         names = [f"{alias}.{column}" for alias in self.layers for column in layer.COLUMNS]
         names += [] if self.temperature is None else head.COLUMNS
-        return (*names, "score") if self.has_score else tuple(names)
+        names += ["score"] if self.has_score else []
+        return (*names, *(f"statistic.{number}" for number in range(self.statistics)))
 
     @property
     def anchor(self) -> int:
@@ -140,6 +148,9 @@ class Sources:
         if self.temperature is not None and (logits is None or logits.shape[1] != self.n_class):
             found = "none" if logits is None else f"{logits.shape[1]} columns"
             raise InputError(f"logits: expected {self.n_class} columns, got {found}")
+        given = 0 if observations.statistics is None else observations.statistics.shape[1]
+        if self.statistics and given != self.statistics:
+            raise InputError(f"statistics: expected {self.statistics} columns, got {given}")
 
     def finite(self, observations: Observations) -> NDArray[np.bool_]:
         """Tell which units are finite in all that these sources look at, shape (n,)."""
@@ -203,6 +214,9 @@ class Sources:
                 score = observations.score[block]
                 score = np.where(np.isfinite(score), score, 0.5)
                 columns.append(head.score_column(score)[:, None])
+            if self.statistics and observations.statistics is not None:
+                known = observations.statistics[block].astype(np.float64)
+                columns.append(np.where(np.isfinite(known), known, np.nan))
             beliefs = self._beliefs(views, chances, prediction)
             found.columns[part] = np.hstack(columns)[:size]
             for number, view in enumerate(views):

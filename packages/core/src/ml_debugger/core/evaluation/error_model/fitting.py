@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import InputError, NothingToEvaluateError
+from ml_debugger.core.evaluation.error_model.aspects import Answers, Asked, Aspects
 from ml_debugger.core.evaluation.error_model.discriminant import Discriminant, Moments
 from ml_debugger.core.evaluation.error_model.evidence import (
     Evidence,
@@ -30,6 +31,7 @@ from ml_debugger.core.evaluation.error_model.scaling import (
     Scaling,
     log_softmax,
 )
+from ml_debugger.core.evaluation.metrics import nll
 
 _FEW = 5
 _MOST_CLASSES = 10_000
@@ -47,6 +49,8 @@ class Fitted(NamedTuple):
         error_proba: Of them, each by a head fitted to other units, shape (m,), float32.
         error_rate: Smoothed share of errors among them.
         notes: What a user should know about the fit.
+        aspects: What was learnt beyond right and wrong, or None.
+        answers: What that says of them, each by heads fitted to other units, or None.
     """
 
     sources: Sources
@@ -56,6 +60,8 @@ class Fitted(NamedTuple):
     error_proba: NDArray[np.float32]
     error_rate: float
     notes: tuple[str, ...]
+    aspects: Aspects | None = None
+    answers: Answers | None = None
 
 
 class Units(NamedTuple):
@@ -127,6 +133,7 @@ def fit(
     seed: int,
     max_references: int,
     progress: Callable[[float], None],
+    asked: Asked | None = None,
 ) -> Fitted:
     """Fit everything that `ErrorModel` needs; see there for the arguments."""
     observations, units, n_class, notes = prepare(
@@ -149,14 +156,39 @@ def fit(
             crossed[fold][alias] = without[fold]
         progress(0.2 * (number + 1) / len(observations.features))
 
-    sources = Sources(layers, references, n_class, *_model_opinion(observations, units))
+    statistics = 0 if observations.statistics is None else observations.statistics.shape[1]
+    opinion = _model_opinion(observations, units)
+    sources = Sources(layers, references, n_class, *opinion, statistics=statistics)
     evidence = _crossed_evidence(
         sources, observations, units, crossed, units.groups[chosen], progress
     )
-    head, error_proba, more = _combine(evidence.columns, units, sources.anchor)
+    head, error_proba, more = _combine(evidence.columns, units, sources.anchor, statistics)
+    aspects = answers = None
+    if asked is not None and asked.aspects:
+        aspects, answers = Aspects.fit(
+            evidence.columns,
+            asked.take(units.rows),
+            units.folds,
+            head,
+            anchor=sources.anchor,
+            free=statistics,
+        )
+        together = answers.wrong_in_any
+        if nll(together, units.wrong) < nll(error_proba, units.wrong):
+            aspects, error_proba = replace(aspects, leads=True), together
     progress(1.0)
     rate = (float(units.wrong.sum()) + 0.5) / (len(units.rows) + 1)
-    return Fitted(sources, head, units.rows, evidence, error_proba, rate, (*notes, *more))
+    return Fitted(
+        sources,
+        head,
+        units.rows,
+        evidence,
+        error_proba,
+        rate,
+        (*notes, *more),
+        aspects,
+        answers,
+    )
 
 
 def _check_lengths(observations: Observations, target: Integers, groups: Integers | None) -> None:
@@ -213,6 +245,8 @@ def _units(
     seed: int,
 ) -> Units:
     others: list[Array] = [observations.score, observations.prediction]
+    if observations.statistics is not None:
+        others.insert(0, observations.statistics)
     if observations.logits is not None:
         others.insert(0, observations.logits)
     rows, same = canonical_order(observations.features, tuple(others), target, rows, seed=seed)
@@ -302,7 +336,7 @@ def _crossed_evidence(
 
 
 def _combine(
-    columns: Floats, units: Units, anchor: int
+    columns: Floats, units: Units, anchor: int, free: int
 ) -> tuple[Head, NDArray[np.float32], list[str]]:
     """Fit the head, and for each fold one to the units outside it for the units inside."""
     errors, n = int(units.wrong.sum()), len(units.wrong)
@@ -316,13 +350,17 @@ def _combine(
             "the calibrated max softmax alone; evaluate more labelled units"
         )
     scaled = Head.scaled_to(columns)
-    head = scaled.fit(columns, units.wrong, anchor=anchor, only_anchor=few)
+    head = scaled.fit(columns, units.wrong, anchor=anchor, only_anchor=few, free=free)
     error_proba = np.empty(n, np.float32)
     for fold in range(FOLDS):
         inside = units.folds == fold
         if inside.any():
             other = scaled.fit(
-                columns[~inside], units.wrong[~inside], anchor=anchor, only_anchor=few
+                columns[~inside],
+                units.wrong[~inside],
+                anchor=anchor,
+                only_anchor=few,
+                free=free,
             )
             error_proba[inside] = other(columns[inside])
     return head, error_proba, notes

@@ -85,8 +85,8 @@ class Head:
     Attributes:
         centre: Median of each column, shape (c,), float64.
         inverse: Inverse of each standard deviation, shape (c,); 0 for a constant column.
-        weights: Shape (c,), float64, never negative: evidence against a prediction may count
-            little, but not in its favour.
+        weights: Shape (c,), float64, never negative but for statistics: evidence against a
+            prediction may count little, but not in its favour.
         intercept: The log-odds of an error at the median of the evidence.
     """
 
@@ -110,7 +110,9 @@ class Head:
         scaled: Floats = np.clip((columns - self.centre) * self.inverse, -_CLIP, _CLIP)
         return np.nan_to_num(scaled, copy=False)
 
-    def fit(self, columns: Floats, wrong: Array, *, anchor: int, only_anchor: bool) -> "Head":
+    def fit(
+        self, columns: Floats, wrong: Array, *, anchor: int, only_anchor: bool, free: int = 0
+    ) -> "Head":
         """Fit the weights: ridge logistic regression around a prior, weights >= 0.
 
         The prior lets the max softmax speak with half of its own slope and everything else
@@ -123,12 +125,15 @@ class Head:
             anchor: The column that holds the max softmax (or score) evidence.
             only_anchor: Leave every other column out and add half an error and half a correct
                 unit (Jeffreys' prior): for data that cannot support more.
+            free: How many of the last columns may have any weight; their prior is 0.
         """
         evidence, outcome = self.scale(columns), wrong.astype(np.float64)
         errors = max(float(wrong.sum()), 1.0)
         prior = np.full(columns.shape[1], 0.05 * min(1.0, errors / 20))
         slope = 1 / self.inverse[anchor] if self.inverse[anchor] > 0 else 0.0
         prior[anchor] = max(0.05, 0.5 * min(slope, _CLIP))
+        signed = np.arange(len(prior)) < len(prior) - free
+        prior[~signed] = 0.0
         rows = np.ones(len(outcome))
         usable = self.inverse > 0
         if only_anchor:
@@ -137,7 +142,13 @@ class Head:
             outcome, rows = np.append(outcome, [0.0, 1.0]), np.append(rows, [0.5, 0.5])
         ridge = 5 * max(1.0, 50 / errors)
         weights, intercept = logistic(
-            evidence, outcome, rows, prior=np.where(usable, prior, 0.0), ridge=ridge, usable=usable
+            evidence,
+            outcome,
+            rows,
+            prior=np.where(usable, prior, 0.0),
+            ridge=ridge,
+            usable=usable,
+            signed=signed,
         )
         return Head(self.centre, self.inverse, weights, intercept)
 
@@ -157,8 +168,9 @@ def logistic(
     prior: Floats,
     ridge: float,
     usable: NDArray[np.bool_],
+    signed: NDArray[np.bool_] | None = None,
 ) -> tuple[Floats, float]:
-    """Return weights >= 0 and intercept of a ridge logistic regression around a prior.
+    """Return weights and intercept of a ridge logistic regression around a prior.
 
     Args:
         evidence: Shape (n, c), float64.
@@ -167,6 +179,7 @@ def logistic(
         prior: Where the ridge draws the weights to, shape (c,).
         ridge: How firmly it does.
         usable: Columns whose weight may differ from 0, shape (c,).
+        signed: Columns whose weight must not be negative, shape (c,); None for all.
     """
     from scipy.optimize import minimize  # type: ignore[import-untyped,unused-ignore]
 
@@ -183,7 +196,12 @@ def logistic(
 
     base = (rows @ outcome + 0.5) / (rows.sum() + 1)
     start = np.append(prior, np.log(base / (1 - base)))
-    bounds = [(0.0, None if one else 0.0) for one in usable] + [(None, None)]
+    signed = np.ones(len(usable), np.bool_) if signed is None else signed
+    bounds: list[tuple[float | None, float | None]] = [
+        (0.0 if sign or not use else None, None if use else 0.0)
+        for use, sign in zip(usable, signed, strict=True)
+    ]
+    bounds.append((None, None))
     # The tolerance is far below what a probability is read to, so that rows in another order,
     # which only round differently, end at the same weights.
     found = minimize(

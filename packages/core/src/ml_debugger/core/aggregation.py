@@ -1,0 +1,136 @@
+"""From boxes to images: a strategy that folds a value of an input's units into one."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from typing_extensions import override
+
+from ml_debugger.core.query import Columns, FilterConfig, Strategy
+from ml_debugger.core.records import owners
+
+
+class BBoxStrategy(Strategy):
+    """Rank images (or frames) by what is estimated of their boxes.
+
+    Attributes:
+        target_column: The estimate to fold.
+        top_n: Only the n boxes of each image with the highest estimate; None for all.
+        bbox_filter: Only boxes in any of some zones, or fulfilling any of some conditions; before
+            `top_n`. None for all.
+        aggregation: What becomes of the estimates of an image's boxes.
+        weight_column: A recorded column of numbers, 0 or more, by which boxes weigh; `pred_size`
+            for example. None: all alike.
+        sort: 'desc' for images with the highest value first.
+        img_error_threshold: Least value, in [0, 1], of an image that calls flag; None flags none.
+    """
+
+    target_column: Literal["error_proba", "det_error_proba", "cls_error_proba"] = "error_proba"
+    top_n: int | None = Field(default=None, ge=1)
+    bbox_filter: FilterConfig | None = None
+    aggregation: Literal["mean", "median"] = "mean"
+    weight_column: str | None = None
+    sort: Literal["asc", "desc"] = "desc"
+    img_error_threshold: float | None = Field(default=None, ge=0, le=1)
+
+    @field_validator("bbox_filter", mode="before")
+    @classmethod
+    def _as_filter(cls, given: Any) -> Any:
+        return None if given is None else FilterConfig.read(given)
+
+    @property
+    @override
+    def columns(self) -> set[str]:
+        named = {self.target_column} | ({self.weight_column} if self.weight_column else set())
+        return named if self.bbox_filter is None else named | self.bbox_filter.columns
+
+    @property
+    def descending(self) -> bool:
+        """Whether the highest value comes first."""
+        return self.sort == "desc"
+
+    def aggregate(
+        self, columns: Columns, counts: NDArray[Any] | None, inputs: int
+    ) -> NDArray[np.float64]:
+        """Return the value of each input, shape (inputs,), NaN for one without a box left.
+
+        The weighted median is where half of the weight is reached: with equal weights, the
+        median.
+
+        Args:
+            columns: Gives a column's values, one a box.
+            counts: How many boxes each input has; None where all have one.
+            inputs: How many inputs there are.
+
+        Raises:
+            StrategyError: A value of the filter cannot be compared with its column.
+        """
+        values = np.asarray(columns(self.target_column), np.float64)
+        owner = owners(counts, inputs)
+        weights = np.ones(len(values))
+        if self.weight_column is not None:
+            given = np.asarray(columns(self.weight_column), np.float64)
+            weights = np.maximum(np.nan_to_num(given, posinf=0.0), 0.0)
+        kept = np.isfinite(values)
+        if self.bbox_filter is not None:
+            kept &= self.bbox_filter.matches(columns)
+        rows = np.flatnonzero(kept)
+        rows = rows[np.lexsort((-values[rows], owner[rows]))]  # worst first in each input
+        sizes = np.bincount(owner[rows], minlength=inputs)
+        if self.top_n is not None:
+            place = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            rows, sizes = rows[place < self.top_n], np.minimum(sizes, self.top_n)
+        return _folded(values[rows], weights[rows], sizes, self.aggregation)
+
+    def flags(
+        self, columns: Columns, counts: NDArray[Any] | None, inputs: int
+    ) -> list[bool | None]:
+        """Tell which inputs reach `img_error_threshold`; one without a box left does not.
+
+        See `aggregate` for the arguments. All None without a threshold.
+        """
+        if self.img_error_threshold is None:
+            return [None] * inputs
+        values = self.aggregate(columns, counts, inputs)
+        return [bool(value >= self.img_error_threshold) for value in values]
+
+    def describe(self) -> str:
+        """Say what the value is."""
+        which = "boxes" if self.top_n is None else f"{self.top_n} worst boxes"
+        weighted = "" if self.weight_column is None else f", weighted by {self.weight_column}"
+        filtered = "" if self.bbox_filter is None else " that match bbox_filter"
+        return f"{self.aggregation} {self.target_column} of its {which}{filtered}{weighted}"
+
+
+def _folded(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    aggregation: Literal["mean", "median"],
+) -> NDArray[np.float64]:
+    """Fold values that lie input by input, the highest first in each."""
+    found = np.full(len(sizes), np.nan)
+    some = np.flatnonzero(sizes)
+    if len(some) == 0:
+        return found
+    starts = (np.cumsum(sizes) - sizes)[some]
+    total = np.add.reduceat(weights, starts)
+    nothing = np.repeat(total <= 0, sizes[some])  # then boxes weigh alike
+    weights = np.where(nothing, 1.0, weights)
+    total = np.add.reduceat(weights, starts)
+    if aggregation == "mean":
+        found[some] = np.add.reduceat(values * weights, starts) / total
+        return found
+    below = np.cumsum(weights)
+    within = below - np.repeat((below - weights)[starts], sizes[some])
+    half = np.repeat(total / 2, sizes[some])
+    tolerance = 1e-12 * half
+    # the first box at which half is reached, and the first at which it is passed
+    reached, passed = within >= half - tolerance, within > half + tolerance
+    for mask in (reached, passed):
+        number = np.where(mask, np.arange(len(values)), len(values))
+        first = np.minimum.reduceat(number, starts)
+        part = values[np.minimum(first, len(values) - 1)]
+        found[some] = part if mask is reached else (found[some] + part) / 2
+    return found

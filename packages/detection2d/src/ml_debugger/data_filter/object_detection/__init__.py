@@ -1,0 +1,1 @@
+"""Picking data for object detectors."""

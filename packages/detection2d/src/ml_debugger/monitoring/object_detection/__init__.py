@@ -1,0 +1,1 @@
+"""Watching object detectors in use."""

@@ -1,0 +1,1 @@
+"""2D object detection: what detectors say, box by box."""

@@ -1,0 +1,55 @@
+"""Which row of the head made each box that the user sees."""
+
+import torch
+from torch import Tensor
+
+from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.object_detection.output import Detections, HeadRows
+
+#: Corners may differ by this share of the box's longer side, for a model that scales boxes in
+#: another order of operations than its adapter.
+_TOLERANCE = 1e-3
+
+
+def link(seen: Detections, rows: HeadRows) -> Tensor:
+    """Find the head's row that each visible box came from.
+
+    A row made a box if its score for the box's label is the same to the last bit and its box for
+    that label lies there; of several, the nearest, and of equally near ones the first. Nothing has
+    to be known of how the model suppresses boxes.
+
+    Args:
+        seen: The boxes that the user sees, n of them.
+        rows: What the head said of the same image.
+
+    Returns:
+        Row numbers, shape (n,), int64.
+
+    Raises:
+        UnsupportedModelError: A box came from no row, so what the adapter believes of this model
+            is not true.
+    """
+    if len(seen) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
+    labels = seen.labels.long()
+    # few rows score as high as the least of the visible boxes
+    some = (rows.scores >= seen.scores.min()).any(1).nonzero().squeeze(1)
+    equal = rows.scores[some][:, labels] == seen.scores.to(rows.scores.dtype)
+    box, row = equal.T.nonzero(as_tuple=True)
+    row = some[row]
+    away = (rows.boxes_of(row, labels[box]) - seen.boxes[box]).abs().amax(1)
+    sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).amax(1).clamp(min=1.0)
+    near = away <= _TOLERANCE * sides[box]
+    box, row, away = box[near], row[near], away[near]
+    nearest = torch.full((len(seen),), torch.inf, device=away.device, dtype=away.dtype)
+    nearest.scatter_reduce_(0, box, away, "amin")
+    if not torch.isfinite(nearest).all():
+        lost = int((~torch.isfinite(nearest)).nonzero()[0])
+        raise UnsupportedModelError(
+            f"box {lost} (score {float(seen.scores[lost]):.6g}, label {int(labels[lost])}) is none "
+            "that the head proposed: the model changes boxes or scores after its head. Subclass "
+            "the tracer and override _parse_model_output, or write an adapter"
+        )
+    found = torch.full((len(seen),), len(rows.scores), device=row.device)
+    best = away == nearest[box]
+    return found.scatter_reduce_(0, box[best], row[best], "amin")

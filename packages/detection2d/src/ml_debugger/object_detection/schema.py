@@ -1,0 +1,27 @@
+"""The columns of a detector's records."""
+
+from ml_debugger.core.records import Column, TaskSchema
+from ml_debugger.object_detection.matching import KINDS
+from ml_debugger.object_detection.statistics import NAMES
+
+#: Corners of a box, in pixels of the image that the model was given.
+CORNERS = ("x1", "y1", "x2", "y2")
+
+SCHEMA = TaskSchema(
+    name="object_detection",
+    extracted_feature=(
+        Column("prediction", int),
+        Column("score", float),
+        Column("finite", bool),
+        *(Column(name, float) for name in CORNERS),
+        Column("pred_size", float),
+    ),
+    ground_truth=(
+        Column("label", int),
+        *(Column(name, float) for name in CORNERS),
+        Column("ignored", bool),
+    ),
+    statistics=NAMES,
+    aspects=("det", "cls"),
+    kinds=KINDS,
+)

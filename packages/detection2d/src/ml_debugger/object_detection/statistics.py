@@ -1,0 +1,128 @@
+"""What the head said around each box: numbers that tell sound boxes from doubtful ones.
+
+After MetaDetect (Schubert et al. 2020): a box that many candidates agree on is another thing than
+one that stands alone, or that others claim for another class.
+"""
+
+import torch
+from torch import Tensor
+
+from ml_debugger.object_detection.output import Detections, HeadRows
+
+#: The statistics, in their order. Of the candidates (a row of the head with a label), those count
+#: that overlap the box by an IoU of at least 0.5, itself left out.
+NAMES = (
+    "log_width",
+    "log_height",
+    "log_aspect",
+    "sides_touched",
+    "boxes_in_image",
+    "overlap_same",
+    "overlap_other",
+    "candidates",
+    "candidate_score_mean",
+    "candidate_score_max",
+    "candidate_score_sd",
+    "candidate_iou_mean",
+    "candidate_iou_sd",
+    "corner_sd",
+    "rivals",
+    "rival_score_max",
+)
+
+#: Candidates with a lower score than this are not looked at, nor more than so many of an image.
+FLOOR = 0.01
+MOST = 1000
+
+_OVERLAP = 0.5
+
+
+def statistics(
+    seen: Detections, rows: HeadRows | None, made_by: Tensor | None, size: tuple[int, int] | None
+) -> Tensor:
+    """Return the statistics of the visible boxes of an image, shape (n, 16), float32.
+
+    NaN where something is not known.
+
+    Args:
+        seen: The visible boxes, n of them.
+        rows: What the head said, or None.
+        made_by: The row of each box, shape (n,), int64, or None.
+        size: Height and width of the image, in pixels, or None.
+    """
+    boxes = seen.boxes.float()
+    width = (boxes[:, 2] - boxes[:, 0]).clamp(min=1e-3)
+    height = (boxes[:, 3] - boxes[:, 1]).clamp(min=1e-3)
+    unknown = torch.full_like(width, torch.nan)
+    columns = [width.log(), height.log(), (width / height).log(), unknown]
+    if size is not None:
+        ends = torch.tensor([size[1], size[0]], device=boxes.device)
+        columns[3] = ((boxes[:, :2] <= 1).sum(1) + (boxes[:, 2:] >= ends - 1).sum(1)).float()
+    columns.append(torch.full_like(width, len(seen)).log1p())
+    overlap = pairwise_iou(boxes, boxes).fill_diagonal_(0)
+    same = seen.labels[:, None] == seen.labels
+    columns += [_largest(overlap * same), _largest(overlap * ~same)]
+    if rows is None or made_by is None:
+        return torch.stack([*columns, *[unknown] * (len(NAMES) - len(columns))], 1)
+    return torch.stack([*columns, *_around(seen, rows, made_by)], 1)
+
+
+def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
+    row, label, score = candidates(rows)
+    boxes = rows.boxes_of(row, label).float()
+    iou = pairwise_iou(seen.boxes.float(), boxes)
+    itself = made_by[:, None] == row
+    near = (iou >= _OVERLAP) & ~itself
+    same = seen.labels[:, None] == label
+    ours, rivals = near & same, near & ~same
+    count = ours.sum(1).float()
+    spread = [_spread(ours, boxes[:, side].expand_as(iou), count) for side in range(4)]
+    scale = (seen.boxes[:, 2:] - seen.boxes[:, :2]).float().clamp(min=1e-3).prod(1).sqrt()
+    scores = score.expand_as(iou)
+    return [
+        count.log1p(),
+        _mean(ours, scores, count),
+        _largest(scores * ours),
+        _spread(ours, scores, count),
+        _mean(ours, iou, count),
+        _spread(ours, iou, count),
+        torch.stack(spread).mean(0) / scale,
+        rivals.sum(1).float().log1p(),
+        # a box's own row may speak for another class as well
+        _largest(scores * (near | itself) * ~same),
+    ]
+
+
+def candidates(rows: HeadRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row, label and score of the candidates of an image, the highest scores first."""
+    row, label = (rows.scores >= FLOOR).nonzero(as_tuple=True)
+    score = rows.scores[row, label].float()
+    if len(score) > MOST:
+        score, best = score.topk(MOST)
+        return row[best], label[best], score
+    order = score.argsort(descending=True, stable=True)
+    return row[order], label[order], score[order]
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the IoU of boxes (n, 4) and (m, 4), shape (n, m); 0 where both have no area."""
+    low = torch.maximum(a[:, None, :2], b[:, :2])
+    high = torch.minimum(a[:, None, 2:], b[:, 2:])
+    inside = (high - low).clamp(min=0).prod(2)
+    areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(1) for x in (a, b)]
+    return inside / (areas[0][:, None] + areas[1] - inside).clamp(min=1e-9)
+
+
+def _largest(values: Tensor) -> Tensor:
+    if values.shape[1] == 0:
+        return values.new_zeros(len(values))
+    return values.amax(1)
+
+
+def _mean(mask: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    return (values * mask).sum(1) / count.clamp(min=1)
+
+
+def _spread(mask: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    off = values - _mean(mask, values, count)[:, None]
+    return ((off**2 * mask).sum(1) / count.clamp(min=1)).sqrt()

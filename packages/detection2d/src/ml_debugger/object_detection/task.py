@@ -1,0 +1,60 @@
+"""What this package offers, under its public names."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from ml_debugger.core.records import Array, Units
+from ml_debugger.core.task import Task, Verdict
+from ml_debugger.object_detection import judging
+from ml_debugger.object_detection.schema import SCHEMA
+
+# relative, so that type checkers find the leaves in an editable install too
+from ..data_filter.object_detection.object_detection_torch_data_filter import (
+    ObjectDetectionTorchDataFilter as ObjectDetectionDataFilter,
+)
+from ..monitoring.object_detection.object_detection_torchlogger import (
+    ObjectDetectionTorchLogger as ObjectDetectionLogger,
+)
+from ..training.object_detection.object_detection_torchtracer import (
+    ObjectDetectionTrainingTorchTracer as ObjectDetectionTracer,
+)
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.estimator import Estimates
+
+__all__ = [
+    "ObjectDetectionDataFilter",
+    "ObjectDetectionLogger",
+    "ObjectDetectionTask",
+    "ObjectDetectionTracer",
+]
+
+
+class ObjectDetectionTask(Task):
+    """Boxes in an image, each of a class."""
+
+    schema = SCHEMA
+    method = "od_v1"
+    tracer = ObjectDetectionTracer
+    logger = ObjectDetectionLogger
+    data_filter = ObjectDetectionDataFilter
+
+    @staticmethod
+    @override
+    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+        return judging.judge(predicted, actual)
+
+    @staticmethod
+    @override
+    def codes(
+        prediction: NDArray[Any],
+        verdict: Verdict | None,
+        zones: NDArray[Any],
+        estimates: "Estimates",
+        error_proba_thresh: float,
+    ) -> Sequence[str]:
+        return judging.codes(np.asarray(prediction), verdict, estimates, error_proba_thresh)

@@ -1,0 +1,347 @@
+"""From a detector's output and ground truth to units: one a visible box."""
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ml_debugger.core.capture import Activations, Call, Capture
+from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
+from ml_debugger.core.inputs import tensors_in
+from ml_debugger.core.layers import unwrap
+from ml_debugger.core.records import Units
+from ml_debugger.core.tracer import Tracer
+from ml_debugger.object_detection.adapters import adapter_of, adapters
+from ml_debugger.object_detection.adapters.base import DetectionAdapter
+from ml_debugger.object_detection.ground_truth import Truth, read_ground_truth
+from ml_debugger.object_detection.linking import link
+from ml_debugger.object_detection.output import DetectionOutput, ImageOutput, NMSConfig
+from ml_debugger.object_detection.pooling import pool_boxes
+from ml_debugger.object_detection.schema import CORNERS, SCHEMA
+from ml_debugger.object_detection.statistics import statistics
+
+_LAYER = "layer."  # before the name of a tap that a target layer has
+_call = threading.local()
+
+
+def _nothing() -> None:
+    """Restore nothing."""
+
+
+class ObjectDetectionTorchTracer(Tracer):
+    """How a detector is recorded; shared by every purpose.
+
+    For a detector that no adapter knows, derive from a public class (`ObjectDetectionTracer`,
+    ...), and override `detect`, `_get_n_class`, `_register_model_hooks` and
+    `_parse_model_output`, and `_apply_nms_config` if it has such settings.
+    """
+
+    schema = SCHEMA
+    _wanted = NMSConfig()
+    _given_classes: int | None = None
+
+    def configure(
+        self,
+        n_class: int | None,
+        score_thresh: float | None,
+        iou_thresh: float | None,
+        max_detections_per_image: int | None,
+    ) -> None:
+        """Take what only detectors have; before the rest of the constructor.
+
+        Raises:
+            InputError: A value is out of its range.
+        """
+        if n_class is not None and (type(n_class) is not int or n_class < 1):
+            raise InputError(f"n_class must be a positive int or None, got {n_class!r}")
+        self._given_classes = n_class
+        self._wanted = NMSConfig.of(score_thresh, iou_thresh, max_detections_per_image)
+
+    # What a detector of a family that is not known needs
+
+    @staticmethod
+    def detect(model: nn.Module) -> bool:
+        """Tell whether this class can trace a model."""
+        return adapter_of(unwrap(model)) is not None
+
+    def _get_n_class(self, model: nn.Module) -> int:
+        """Return the number of classes, background included where the model numbers it."""
+        return self._known(model).n_class(model)
+
+    def _register_model_hooks(self, model: nn.Module) -> Sequence[Any]:
+        """Register forward hooks of your own; the handles returned are removed by `close`."""
+        return ()
+
+    def _parse_model_output(
+        self, model_output: Any, img_sizes: Sequence[tuple[int, int]] | None
+    ) -> Sequence[DetectionOutput]:
+        """Read what the model returned, an output for each image.
+
+        Args:
+            model_output: What it returned; not to be changed.
+            img_sizes: Height and width of each image of the call; None where the model input
+                does not tell.
+
+        Raises:
+            UnsupportedModelError: It is not the output of a detector.
+        """
+        model = unwrap(self.model)
+        found = self._known(model).parse(
+            model, model_output, _Taps(self._capture.latest), self.nms_config
+        )
+        return [_recorded(one) for one in found]
+
+    def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:
+        """Give the model the settings that the user asked for."""
+        self._known(model).apply_nms(model, nms_config)
+
+    # What core asks for
+
+    @property
+    def n_class(self) -> int:
+        """The number of classes, background included where the model numbers it."""
+        return self._n_class
+
+    @property
+    def nms_config(self) -> NMSConfig:
+        """The settings that decide which boxes the user sees."""
+        return self._config
+
+    @override
+    def default_layers(self, model: nn.Module) -> dict[str, str]:
+        adapter = adapter_of(model)
+        return {} if adapter is None else adapter.layers(model)
+
+    @override
+    def hook(self, model: nn.Module) -> Capture:
+        inner = unwrap(model)
+        if not self.detect(inner):
+            raise UnsupportedModelError(
+                f"{type(inner).__name__} is no detector that is known; known are "
+                f"{', '.join(one.family for one in adapters())}. Write a DetectionAdapter, or "
+                "derive from this class and override detect and _parse_model_output"
+            )
+        adapter = self._adapter = adapter_of(inner)
+        self._own = {} if adapter is None else adapter.layers(inner)
+        taps = {} if adapter is None else adapter.taps(inner)
+        taps |= {_LAYER + alias: layer.path for alias, layer in self._layers.items()}
+        self._n_class = self._given_classes or self._get_n_class(inner)
+        before = NMSConfig() if adapter is None else adapter.nms(inner)
+        capture = Capture(model, {}, taps)
+        try:
+            capture.own(self._register_model_hooks(inner) or ())
+            wanted = self._wanted.model_dump(exclude_none=True)
+            if wanted:
+                self._apply_nms_config(inner, self._wanted)
+                if adapter is not None:
+                    weakref.finalize(self, adapter.apply_nms, inner, before)
+                    self._restore = lambda: adapter.apply_nms(inner, before)
+        except BaseException:
+            capture.close()
+            raise
+        self._config = before.model_copy(update=wanted)
+        return capture
+
+    @override
+    def close(self) -> None:
+        restore, self._restore = self._restore, _nothing
+        try:
+            restore()
+        finally:
+            super().close()
+
+    @override
+    def count_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+        given = args[0] if args else kwargs
+        return _images(given) if self._adapter is None else self._adapter.images(given)
+
+    @override
+    def get_hooked_features(self, layer_name: str) -> Any:
+        """Return what a layer produced in the latest call, as the model made it.
+
+        Args:
+            layer_name: Alias of the layer.
+
+        Returns:
+            A detached copy; a list where the layer ran several times, once a level for example.
+
+        Raises:
+            LayerNotCapturedError: (a KeyError) Nothing has been captured for it.
+        """
+        calls = self._capture.latest.taps.get(_LAYER + layer_name)
+        if not calls:
+            known = self._capture.latest.taps
+            raise LayerNotCapturedError(
+                layer_name, [n.removeprefix(_LAYER) for n in known if n.startswith(_LAYER)]
+            )
+        found = [value.detach().clone() for call in calls for value in _values(call, "output")]
+        return found[0] if len(found) == 1 else found
+
+    @override
+    def parse_output(self, output: Any, activations: Activations) -> Units[Tensor]:
+        images = self._parse_model_output(output, getattr(_call, "sizes", None))
+        outputs = [images] if isinstance(images, DetectionOutput) else list(images)
+        features = [self._features(one, at, activations) for at, one in enumerate(outputs)]
+        return _units(outputs, features, self._layers)
+
+    @override
+    def parse_ground_truth(self, ground_truth: Any, inputs: int | None) -> Units[Tensor]:
+        truths = read_ground_truth(ground_truth, inputs)
+        return _actual(truths)
+
+    @override
+    def _parse_and_save_io_data(self, model_input: Any, *args: Any, **kwargs: Any) -> Any:
+        _call.sizes = _sizes(model_input)
+        try:
+            return super()._parse_and_save_io_data(model_input, *args, **kwargs)
+        finally:
+            _call.sizes = None
+            # the model's own tensors are large, and needed no more
+            taps = self._capture.latest.taps
+            for name in [name for name in taps if not name.startswith(_LAYER)]:
+                del taps[name]
+
+    _restore: Callable[[], None] = staticmethod(_nothing)
+
+    def _known(self, model: nn.Module) -> DetectionAdapter:
+        adapter = adapter_of(model)
+        if adapter is None:
+            raise UnsupportedModelError(
+                f"no adapter knows {type(model).__name__}: override _get_n_class and "
+                "_parse_model_output"
+            )
+        return adapter
+
+    def _features(
+        self, image: DetectionOutput, number: int, activations: Activations
+    ) -> dict[str, Tensor]:
+        """Return the feature vectors of an image's boxes, for each target layer."""
+        given = dict(image.features or {})
+        found = {}
+        for alias, layer in self._layers.items():
+            if alias in given and self._own.get(alias, layer.text) == layer.text:
+                found[alias] = given[alias]
+                continue
+            calls = activations.taps.get(_LAYER + alias, [])
+            maps = [value for call in calls for value in _values(call, layer.side)]
+            if not maps:
+                raise LayerNotCapturedError(alias, given)
+            found[alias] = _of_layer(maps[-1], image, number)
+        return found
+
+
+class _Taps:
+    """The calls of an adapter's modules."""
+
+    def __init__(self, activations: Activations) -> None:
+        self._activations = activations
+
+    def __getitem__(self, name: str) -> Sequence[Call]:
+        calls = self._activations.taps.get(name)
+        if not calls:
+            raise UnsupportedModelError(
+                f"the part of the model that is known as {name!r} did not run; was the model "
+                "compiled, scripted or exported, or did it return early?"
+            )
+        return calls
+
+
+def _recorded(image: ImageOutput) -> DetectionOutput:
+    """Link the visible boxes of an image to the head's rows, and take what is recorded of them."""
+    seen, rows = image.seen, image.rows
+    made_by = None if rows is None else link(seen, rows)
+    return DetectionOutput(
+        boxes=seen.boxes,
+        scores=seen.scores,
+        labels=seen.labels,
+        logits=None if rows is None or made_by is None else rows.logits[made_by],
+        features=None if rows is None or made_by is None else rows.features(made_by),
+        statistics=statistics(seen, rows, made_by, image.size),
+        size=image.size,
+        placement=image.placement,
+    )
+
+
+def _of_layer(values: Tensor, image: DetectionOutput, number: int) -> Tensor:
+    """Return what a layer says of the boxes of an image: pooled where it gives a map."""
+    if values.ndim == 4 and image.size is not None:
+        return pool_boxes(values[number], image.boxes.float(), image.size, image.placement)
+    one = values[number].float()
+    vector = one.flatten(1).mean(0) if one.ndim > 1 else one
+    return vector.expand(len(image), -1)
+
+
+def _values(call: Call, side: str) -> list[Tensor]:
+    """Return the tensors that a module took or gave."""
+    return list(tensors_in([*call.args, dict(call.kwargs)] if side == "input" else call.output))[:1]
+
+
+def _units(
+    images: Sequence[DetectionOutput],
+    features: Sequence[Mapping[str, Tensor]],
+    layers: Mapping[str, Any],
+) -> Units[Tensor]:
+    boxes = torch.cat([one.boxes.reshape(-1, 4).float() for one in images])
+    columns = {
+        "prediction": torch.cat([one.labels for one in images]).int(),
+        "score": torch.cat([one.scores for one in images]).float(),
+    }
+    columns |= dict(zip(CORNERS, boxes.unbind(1), strict=True))
+    columns["pred_size"] = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
+    if all(one.logits is not None for one in images):
+        columns["logits"] = _stacked([one.logits for one in images])
+    if all(one.statistics is not None for one in images):
+        columns["statistics"] = _stacked([one.statistics for one in images]).float()
+    for alias in layers:
+        columns[f"feature.{alias}"] = _stacked([one[alias] for one in features])
+    finite = torch.isfinite(boxes).all(1) & torch.isfinite(columns["score"])
+    for name, values in columns.items():
+        if name == "logits" or name.startswith("feature."):
+            finite &= (values * 0).sum(1) == 0
+    counts = torch.tensor([len(one) for one in images], dtype=torch.int32)
+    return Units({**columns, "finite": finite}, counts)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
+    """Put matrices below each other; those without a row may be of any width."""
+    some = [one for one in parts if one is not None and len(one)]
+    first = parts[0]
+    assert first is not None  # the caller has looked
+    return torch.cat(some) if some else first
+
+
+def _actual(truths: Sequence[Truth]) -> Units[Tensor]:
+    boxes = torch.cat([one.boxes for one in truths]) if truths else torch.zeros((0, 4))
+    labels = [one.labels for one in truths] or [torch.zeros(0, dtype=torch.int64)]
+    ignored = [one.ignored for one in truths] or [torch.zeros(0, dtype=torch.bool)]
+    columns = {
+        "label": torch.cat(labels),
+        **dict(zip(CORNERS, boxes.unbind(1), strict=True)),
+        "ignored": torch.cat(ignored),
+    }
+    return Units(columns, torch.tensor([len(one) for one in truths], dtype=torch.int32))
+
+
+def _sizes(model_input: Any) -> list[tuple[int, int]] | None:
+    """Return height and width of each image of a model input, where it tells."""
+    if isinstance(model_input, tuple) and len(model_input) == 1:  # as hooks see it
+        model_input = model_input[0]
+    if isinstance(model_input, Mapping):
+        model_input = model_input.get("pixel_values")
+    if isinstance(model_input, Tensor):
+        model_input = list(model_input) if model_input.ndim == 4 else None
+    if not isinstance(model_input, Sequence) or isinstance(model_input, str):
+        return None
+    sizes = [
+        (int(one.shape[-2]), int(one.shape[-1])) for one in model_input if isinstance(one, Tensor)
+    ]
+    return sizes if len(sizes) == len(model_input) else None
+
+
+def _images(model_input: Any) -> int | None:
+    sizes = _sizes(model_input)
+    return None if sizes is None else len(sizes)

@@ -1,0 +1,1 @@
+"""Tracing object detectors while they are trained."""
