@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from transformers import (
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection.adapters.huggingface import HuggingFaceDETR
 from ml_debugger.object_detection.linking import link
-from ml_debugger.object_detection.output import Detections, NMSConfig
+from ml_debugger.object_detection.output import Detections, NMSConfig, Placement
 
 from .adapter_contract import AdapterContract, Run, noted, rows_of
 
@@ -163,6 +164,11 @@ class HuggingFaceContract(AdapterContract):
             assert torch.equal(image.seen.boxes, before.seen.boxes[best])
             assert torch.equal(image.seen.labels, before.seen.labels[best])
 
+    def test_says_where_the_images_lie(self, given: Any, hooked: Run) -> None:
+        whole, padded = (image.placement for image in hooked.images)
+        assert whole is None
+        assert padded == (Placement((1.0, 1.0), (0.0, 0.0), (64, 96)) if self.masks else None)
+
     def test_reads_positional_arguments(
         self, detector: nn.Module, given: dict[str, Tensor], hooked: Run
     ) -> None:
@@ -197,6 +203,22 @@ class TestDetr(HuggingFaceContract):
         backbone = ResNetConfig(**_STAGES, out_features=["stage4"])
         config = DetrConfig(backbone_config=backbone, **_OWN_BACKBONE, **_LAYERS)
         return DetrForObjectDetection(config)
+
+    def test_scales_as_the_processor_does(self, detector: nn.Module) -> None:
+        """Boxes brought to the pictures that the processor resized and padded are its own."""
+        sizes = [(40, 60), (50, 30)]
+        generator = np.random.default_rng(0)
+        pictures = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+        small = DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
+        given = small(images=pictures, return_tensors="pt")
+        assert not given["pixel_mask"].all()
+        run = self.pass_of(detector, given)
+        theirs = small.post_process_object_detection(run.output, target_sizes=sizes)
+        for image, expected, (height, width) in zip(run.images, theirs, sizes, strict=True):
+            (y, x), scale = image.size, torch.tensor([width, height, width, height])
+            mine = image.seen.boxes / torch.tensor([x, y, x, y]) * scale
+            assert len(mine) > 0
+            torch.testing.assert_close(mine, expected["boxes"])
 
     def test_auxiliary_losses_do_not_hide_the_last_layer(self, given: Any) -> None:
         model: Any = self.model()

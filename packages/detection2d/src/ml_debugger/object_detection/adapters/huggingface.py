@@ -9,7 +9,13 @@ from typing_extensions import override
 
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter, is_a
-from ml_debugger.object_detection.output import Detections, HeadRows, ImageOutput, NMSConfig
+from ml_debugger.object_detection.output import (
+    Detections,
+    HeadRows,
+    ImageOutput,
+    NMSConfig,
+    Placement,
+)
 
 #: The threshold that the library's own post-processing takes where the user names none.
 _THRESHOLD = 0.5
@@ -86,7 +92,7 @@ class HuggingFaceDETR(DetectionAdapter):
         logits, relative = (_tensor(output, name) for name in ("logits", "pred_boxes"))
         # an auxiliary loss calls the head again, with the queries of the earlier layers as well
         queries = next(c for c in calls["head"] if c.output.shape == logits.shape).args[0].detach()
-        sizes = _sizes(calls["model"][-1])
+        sizes, whole = _sizes(calls["model"][-1])
         scale = torch.tensor([(w, h, w, h) for h, w in sizes], device=logits.device).float()
         boxes = (_corners(relative) * scale[:, None, :]).float()
         reading = _reading(model)
@@ -98,6 +104,7 @@ class HuggingFaceDETR(DetectionAdapter):
                 _seen(score, row, label, box, config),
                 HeadRows(probability.float(), box, logit, _features(query)),
                 size,
+                None if size == whole else Placement((1.0, 1.0), (0.0, 0.0), whole),
             )
             for (score, row, label), probability, box, logit, query, size in parts
         ]
@@ -148,8 +155,8 @@ def _tensor(output: Any, name: str) -> Tensor:
     return found.detach()
 
 
-def _sizes(call: Call) -> list[tuple[int, int]]:
-    """Return the height and width of the valid part of each image, in pixels."""
+def _sizes(call: Call) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Return height and width of the valid part of each image, and of the padded images."""
     given = {**dict(zip(("pixel_values", "pixel_mask"), call.args, strict=False)), **call.kwargs}
     pixels, mask = given.get("pixel_values"), given.get("pixel_mask")
     if not isinstance(pixels, Tensor):
@@ -157,10 +164,12 @@ def _sizes(call: Call) -> list[tuple[int, int]]:
             "the model was called without pixel_values, so the size of its images is not known; "
             "pass pixel_values, not inputs_embeds or encoder_outputs"
         )
-    if isinstance(mask, Tensor):
-        lengths = torch.stack([mask.bool().any(2).sum(1), mask.bool().any(1).sum(1)], 1)
-        return [(height, width) for height, width in lengths.tolist()]
-    return [(pixels.shape[-2], pixels.shape[-1])] * len(pixels)
+    whole = (pixels.shape[-2], pixels.shape[-1])
+    if not isinstance(mask, Tensor):
+        return [whole] * len(pixels), whole
+    valid = mask.bool()
+    lengths = torch.stack([valid.any(2).sum(1), valid.any(1).sum(1)], 1)
+    return [(height, width) for height, width in lengths.tolist()], whole
 
 
 def _corners(boxes: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class TorchvisionRCNN(DetectionAdapter):
 
 
 def _features(values: Tensor) -> Any:
-    return lambda rows: {"box": values[rows]}
+    return lambda rows: {"box": values[rows].float()}
 
 
 def seen_by_torchvision(output: Any) -> list[Detections]:

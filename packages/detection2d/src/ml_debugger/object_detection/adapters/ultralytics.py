@@ -10,12 +10,17 @@ from typing_extensions import override
 
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter, is_a
-from ml_debugger.object_detection.output import Detections, HeadRows, ImageOutput, NMSConfig
+from ml_debugger.object_detection.output import (
+    Detections,
+    HeadRows,
+    ImageOutput,
+    NMSConfig,
+    Placement,
+)
 
-_HEADS = "ultralytics.nn.modules.head."
+_KINDS = ("Detect", "v10Detect", "RTDETRDecoder")
 #: What `predict` takes for `conf` where a call names none, whatever `model.overrides` says.
 _CONFIDENCE = 0.25
-_BEFORE_PREDICT = "on_predict_start"
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -27,9 +32,9 @@ class Ultralytics(DetectionAdapter):
     of a query is what the class head gets.
 
     The network that runs is not `model.model` but a copy with batch normalisation fused, which
-    Ultralytics makes when it first predicts; `network` returns it, and makes it at need. Another
-    copy is made when the model is moved, or called with another `device`, `quantize`, `nms` or
-    `compile`: put those in `model.overrides` before it is traced.
+    Ultralytics makes when it first predicts; `running` returns what holds it, and makes it at
+    need. Another copy is made when the model is moved, or called with another `device`,
+    `quantize`, `nms` or `compile`: put those in `model.overrides` before it is traced.
 
     Of the settings, `iou_thresh` and `max_detections_per_image` are kept in `model.overrides`.
     Calls of the model do not look there for a confidence, so `score_thresh` is kept in a callback
@@ -41,17 +46,15 @@ class Ultralytics(DetectionAdapter):
 
     @override
     def detect(self, model: nn.Module) -> bool:
-        if not is_a(model, "ultralytics.engine.model.Model") or not isinstance(
-            model.model, nn.Module
-        ):
-            return False  # an exported model runs where there are no hooks
+        if not is_a(model, "ultralytics.engine.model.Model"):
+            return False
+        # in place of an exported model is a path; descendants of these heads have other tasks,
+        # or class branches of other forms
         layers = getattr(model.model, "model", None)
-        # descendants of these have other tasks, or class branches of other forms
-        known = {_HEADS + name for name in ("Detect", "v10Detect", "RTDETRDecoder")}
-        return isinstance(layers, nn.Sequential) and _name(layers[-1]) in known
+        return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ in _KINDS
 
-    def network(self, model: nn.Module) -> nn.Module:
-        """Return the module that runs when the model is called; paths lead from there."""
+    def running(self, model: nn.Module) -> nn.Module:
+        """Return the module whose parts run when the model is called; paths fit both."""
         yolo: Any = model
         if yolo.predictor is None:
             predictor = yolo.task_map[yolo.task]["predictor"](
@@ -60,24 +63,24 @@ class Ultralytics(DetectionAdapter):
             )
             predictor.setup_model(model=yolo.model, verbose=False)
             yolo.predictor = predictor
-        network: nn.Module = yolo.predictor.model.model
-        return network
+        backend: nn.Module = yolo.predictor.model
+        return backend
 
     @override
     def n_class(self, model: nn.Module) -> int:
-        return int(_last(model.model)[1].nc)
+        return int(_last(model)[1].nc)
 
     @override
     def layers(self, model: nn.Module) -> dict[str, str]:
-        path, head = _last(self.network(model))
+        path, head = _last(self.running(model))
         if _is_query(head):
             return {"query": f"{path}.dec_score_head.{head.decoder.eval_idx}"}
         return {"class": f"{path}.{_branch(head)}"}
 
     @override
     def taps(self, model: nn.Module) -> dict[str, str]:
-        path, head = _last(self.network(model))
-        taps = {"network": "", "head": path}
+        path, head = _last(self.running(model))
+        taps = {"network": "model", "head": path}
         if _is_query(head):
             return {**taps, "class0": f"{path}.dec_score_head.{head.decoder.eval_idx}"}
         convolutions = {
@@ -98,7 +101,7 @@ class Ultralytics(DetectionAdapter):
                 f"expected a list of Results with boxes, got {type(output).__name__}; call the "
                 "model as model(source), without stream=True or embed="
             )
-        head = _last(self.network(model))[1]
+        head = _last(self.running(model))[1]
         n_pass = _count_passes(calls, len(output))
         names = [name for name in self.taps(model) if name.startswith("class")]
         images: list[ImageOutput] = []
@@ -107,7 +110,7 @@ class Ultralytics(DetectionAdapter):
             levels = [calls[name][at].args[0].detach() for name in names]
             read = _read_queries if _is_query(head) else _read_anchors
             results = output[len(images) : len(images) + len(given)]
-            images += read(head, calls["head"][at], levels, given.shape[2:], results)
+            images += read(head, calls["head"][at], levels, tuple(given.shape[2:]), results)
         return images
 
     @override
@@ -134,10 +137,10 @@ class Ultralytics(DetectionAdapter):
         overrides: Any = model.overrides
         wishes = {"iou": config.iou_thresh, "max_det": config.max_detections_per_image}
         for name, value in wishes.items():
-            if value is not None:
+            if value == DEFAULT_CFG_DICT[name]:
+                overrides.pop(name, None)
+            elif value is not None:
                 overrides[name] = value
-                if value == DEFAULT_CFG_DICT[name]:
-                    del overrides[name]
         if config.score_thresh is not None:
             callbacks = _before_predict(model)
             callbacks[:] = [one for one in callbacks if not isinstance(one, _Confidence)]
@@ -159,7 +162,7 @@ class Ultralytics(DetectionAdapter):
         return 1 if is_a(source, "numpy.ndarray", "PIL.Image.Image") else None
 
     def _suppresses(self, model: nn.Module) -> bool:
-        head = _last(self.network(model))[1]
+        head = _last(self.running(model))[1]
         return not _is_query(head) and not head.end2end
 
 
@@ -175,22 +178,18 @@ class _Confidence:
 
 
 def _before_predict(model: Any) -> list[Any]:
-    callbacks: list[Any] = model.callbacks.setdefault(_BEFORE_PREDICT, [])
-    return callbacks
+    found: list[Any] = model.callbacks.setdefault("on_predict_start", [])
+    return found
 
 
-def _name(module: object) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _last(network: Any) -> tuple[str, Any]:
+def _last(model: Any) -> tuple[str, Any]:
     """Return path and module of the head."""
-    at = len(network.model) - 1
-    return f"model.{at}", network.model[at]
+    at = len(model.model.model) - 1
+    return f"model.model.{at}", model.model.model[at]
 
 
 def _is_query(head: nn.Module) -> bool:
-    return is_a(head, f"{_HEADS}RTDETRDecoder")
+    return is_a(head, "ultralytics.nn.modules.head.RTDETRDecoder")
 
 
 def _branch(head: Any) -> str:
@@ -220,7 +219,7 @@ def _count_passes(calls: Calls, images: int) -> int:
 
 
 def _read_anchors(
-    head: Any, call: Call, levels: list[Tensor], shape: Sequence[int], results: list[Any]
+    head: Any, call: Call, levels: list[Tensor], shape: tuple[int, int], results: list[Any]
 ) -> list[ImageOutput]:
     from ultralytics.utils.ops import scale_boxes, xywh2xyxy
 
@@ -241,6 +240,7 @@ def _read_anchors(
                 score, scale_boxes(shape, box, result.orig_shape), logit, _features_at(features)
             ),
             result.orig_shape,
+            _placement(shape, result.orig_shape),
         )
         for result, box, score, logit, features in parts
     ]
@@ -260,20 +260,31 @@ def _decode(head: Any, raw: Mapping[str, Any]) -> Tensor:
 
 
 def _read_queries(
-    head: Any, call: Call, levels: list[Tensor], shape: Sequence[int], results: list[Any]
+    head: Any, call: Call, levels: list[Tensor], shape: tuple[int, int], results: list[Any]
 ) -> list[ImageOutput]:
     from ultralytics.utils.ops import xywh2xyxy
 
     _, (relative, logits, *_) = call.output
-    boxes, logits = xywh2xyxy(relative[-1].detach()), logits[-1].detach()
+    boxes, logits = xywh2xyxy(relative[-1].detach().float()), logits[-1].detach()
     parts = zip(results, boxes, logits.sigmoid(), logits, levels[0], strict=True)
     images = []
     for result, box, score, logit, queries in parts:
         height, width = result.orig_shape
         scaled = box * torch.tensor([width, height, width, height], device=box.device)
-        rows = HeadRows(score.float(), scaled.float(), logit, _features_of(queries))
-        images.append(ImageOutput(_seen(result), rows, (height, width)))
+        rows = HeadRows(score.float(), scaled, logit, _features_of(queries))
+        scale = (shape[1] / width, shape[0] / height)
+        placement = Placement(scale, (0.0, 0.0), shape)
+        images.append(ImageOutput(_seen(result), rows, (height, width), placement))
     return images
+
+
+def _placement(shape: tuple[int, int], size: tuple[int, int]) -> Placement:
+    """Tell where an image lies in what the network saw: see to where a unit square there goes."""
+    from ultralytics.utils.ops import scale_boxes
+
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    x, y, width, height = scale_boxes(shape, unit, size, xywh=True).tolist()
+    return Placement((1 / width, 1 / height), (-x / width, -y / height), shape)
 
 
 def _seen(result: Any) -> Detections:
