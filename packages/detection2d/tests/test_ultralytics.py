@@ -245,13 +245,13 @@ class AnchorContract(UltralyticsContract):
     stricter = NMSConfig(score_thresh=0.4, iou_thresh=0.1, max_detections_per_image=5)
     one_label_a_row = True
 
-    def test_refuses_augmented_pictures(self, detector: Any, given: Any) -> None:
-        with pytest.raises(UnsupportedModelError, match="augment=True"):
-            self.pass_of(detector, {"source": given, "augment": True})
-
 
 class TestYolov8(AnchorContract):
     name = "yolov8n.yaml"
+
+    def test_refuses_augmented_pictures(self, detector: Any, given: Any) -> None:
+        with pytest.raises(UnsupportedModelError, match="augment=True"):
+            self.pass_of(detector, {"source": given, "augment": True})
 
 
 class TestYolov10(AnchorContract):

@@ -50,7 +50,8 @@ class Verdict:
         kind: Place in the schema's kinds of each unit's kind of error, shape (n,), int8; None for a
             task without kinds.
         columns: What else is known, for the reader of a result, shape (n,) by name.
-        missed: Actual units that nothing was predicted for, by their places, shape (m,), int64.
+        missed: Whether nothing was predicted for each actual unit, shape (m,), bool; None for a
+            task in which everything is predicted.
     """
 
     target: NDArray[np.int64]
@@ -59,7 +60,7 @@ class Verdict:
     aspects: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     kind: NDArray[np.int8] | None = None
     columns: Mapping[str, Array] = field(default_factory=dict)
-    missed: NDArray[np.int64] | None = None
+    missed: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.int64]) -> "Verdict":
         """Return the verdict on some of the units; what was missed is left out."""
@@ -123,6 +124,11 @@ class Task(ABC):
             estimates: What the error model says of them.
             error_proba_thresh: The option of this name.
         """
+
+    @staticmethod
+    def missed_codes(label: NDArray[Any]) -> Sequence[str]:
+        """Name each actual unit that nothing was predicted for, by its class."""
+        return [f"no_prediction:CLS{one}->-" for one in label.tolist()]
 
 
 @cache

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ml_debugger.core.records import Array, Units
 from ml_debugger.core.task import Verdict
-from ml_debugger.object_detection.codes import box_codes
+from ml_debugger.object_detection.codes import CODE_KINDS, box_codes
 from ml_debugger.object_detection.matching import KINDS, match_boxes
 from ml_debugger.object_detection.schema import CORNERS
 
@@ -49,7 +49,7 @@ def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
         },
         kind=found.kind,
         columns={"iou": found.iou},
-        missed=np.flatnonzero(~found.found & ~crowd & ~found.undecidable),
+        missed=~found.found & ~crowd & ~found.undecidable,
     )
 
 
@@ -73,6 +73,13 @@ def codes(
     alone = np.isin(kind, [KINDS.index(one) for one in ("ON", "N", "U")])
     of_kind = proba[np.arange(len(kind)), kind]
     return box_codes(kind, of_kind, np.where(alone, -1, label), prediction, error_proba_thresh)
+
+
+def missed_codes(label: NDArray[np.int64]) -> Sequence[str]:
+    """Name the true boxes that nothing was predicted for."""
+    kind = np.full(len(label), CODE_KINDS.index("no_prediction"))
+    nothing = np.full(len(label), -1)
+    return box_codes(kind, np.full(len(label), np.nan), label, nothing)
 
 
 def boxes_of(units: Units[Array]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Generated scenes to try a detector on: shapes that overlap, hide each other and drown in noise."""
+"""Generated scenes to try a detector on: shapes that overlap, are hidden, and drown in noise."""
 
 from typing import NamedTuple
 
@@ -87,20 +87,25 @@ def _shape(
     """Tell which pixels, at x and y from the middle, lie in a shape."""
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     away = np.hypot(x, y)
-    if CLASSES[label] == "disc":
-        return away <= half
-    if CLASSES[label] == "ring":
-        return (away <= half) & (away >= 0.55 * half)
-    if CLASSES[label] == "square":
-        return np.maximum(np.abs(u), np.abs(v)) <= 0.75 * half
-    if CLASSES[label] == "cross":
-        arms = np.minimum(np.abs(u), np.abs(v)) <= 0.28 * half
-        return arms & (np.maximum(np.abs(u), np.abs(v)) <= half)
-    sides = [u * np.cos(a) + v * np.sin(a) for a in (np.pi / 2, 7 * np.pi / 6, 11 * np.pi / 6)]
-    return np.maximum.reduce(sides) <= 0.5 * half
+    kind = CLASSES[label]
+    if kind == "disc":
+        depth = away / half
+    elif kind == "ring":
+        depth = np.abs(away / half - 0.775) / 0.225
+    elif kind == "square":
+        depth = np.maximum(np.abs(u), np.abs(v)) / (0.75 * half)
+    elif kind == "cross":
+        arms = np.minimum(np.abs(u), np.abs(v)) / (0.28 * half)
+        depth = np.maximum(arms, np.maximum(np.abs(u), np.abs(v)) / half)
+    else:
+        corners = (np.pi / 2, 7 * np.pi / 6, 11 * np.pi / 6)
+        depth = np.maximum.reduce([u * np.cos(a) + v * np.sin(a) for a in corners]) / (0.5 * half)
+    return np.asarray(depth <= 1)
 
 
-def _scratch(image: NDArray[np.float64], owner: NDArray[np.int64], rng: np.random.Generator) -> None:
+def _scratch(
+    image: NDArray[np.float64], owner: NDArray[np.int64], rng: np.random.Generator
+) -> None:
     size = owner.shape[0]
     start, step = rng.uniform(0, size, 2), rng.normal(0, 1, 2)
     along = np.linspace(0, rng.uniform(5, 25), 60)[:, None] * step / np.hypot(*step)

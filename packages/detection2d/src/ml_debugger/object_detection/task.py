@@ -58,3 +58,8 @@ class ObjectDetectionTask(Task):
         error_proba_thresh: float,
     ) -> Sequence[str]:
         return judging.codes(np.asarray(prediction), verdict, estimates, error_proba_thresh)
+
+    @staticmethod
+    @override
+    def missed_codes(label: NDArray[Any]) -> Sequence[str]:
+        return judging.missed_codes(np.asarray(label))

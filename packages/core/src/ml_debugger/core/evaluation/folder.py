@@ -2,7 +2,7 @@
 
 `result.json` (everything scalar), `model.safetensors` (the error model's arrays),
 `units.parquet` (one row an evaluated unit) and, of tasks that can miss something,
-`missed.parquet` (one row an actual unit that nothing was predicted for). Nothing in it is
+`truths.parquet` (one row an actual unit). Nothing in it is
 executable, so a folder from a stranger is safe to open.
 """
 
@@ -28,7 +28,7 @@ SCHEMA_NUMBER = 1
 MANIFEST = "result.json"
 ARRAYS = "model.safetensors"
 UNITS = "units.parquet"
-MISSED = "missed.parquet"
+TRUTHS = "truths.parquet"
 
 
 class _Frozen(BaseModel):
@@ -173,7 +173,7 @@ def write(
     manifest: Manifest,
     arrays: Mapping[str, NDArray[Any]],
     units: pa.Table,
-    missed: pa.Table | None,
+    truths: pa.Table | None,
 ) -> None:
     """Fill a folder with a result."""
     import pyarrow.parquet as pq
@@ -183,8 +183,8 @@ def write(
     (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(draft / ARRAYS))
     pq.write_table(units, draft / UNITS, compression="zstd")
-    if missed is not None:
-        pq.write_table(missed, draft / MISSED, compression="zstd")
+    if truths is not None:
+        pq.write_table(truths, draft / TRUTHS, compression="zstd")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -228,7 +228,7 @@ def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """Read the table `UNITS` or `MISSED`."""
+    """Read the table `UNITS` or `TRUTHS`."""
     import pyarrow.parquet as pq
 
     try:

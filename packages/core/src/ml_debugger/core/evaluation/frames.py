@@ -189,6 +189,32 @@ def codes_table(units: pa.Table) -> pa.Table:
     return table.sort_by([("errors", "descending"), ("n", "descending"), ("code", "ascending")])
 
 
+def with_missed(table: pa.Table, missed: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Add the codes of actual units that nothing was predicted for to a table of codes."""
+    if not len(missed):
+        return table
+    counted = (
+        pa.table({"code": pa.array(names, pa.string()), "label": missed.column("label")})
+        .group_by("code", use_threads=False)
+        .aggregate([("label", "first"), ("label", "count")])
+    )
+    n = counted.column("label_count")
+    nothing = pa.nulls(len(counted), pa.float64())
+    rows = pa.table(
+        {
+            "code": counted.column("code"),
+            "label": counted.column("label_first"),
+            "n": n,
+            "share": nothing,
+            "errors": n,
+            "mean_score": nothing,
+            "mean_error_proba": nothing,
+        }
+    )
+    found = pa.concat_tables([table, rows.cast(table.schema)])
+    return found.sort_by([("errors", "descending"), ("n", "descending"), ("code", "ascending")])
+
+
 def confusion(units: pa.Table, n_class: int) -> NDArray[np.int64]:
     """Count units by true class (rows) and prediction (columns).
 

@@ -46,7 +46,7 @@ class LabelledUnits:
         parts: The records they lie in.
         layers: The layers that all of them have features of, as wide everywhere: module path by
             alias.
-        verdict: What is true of them; without what was missed, for which see `missed`.
+        verdict: What is true of them; without what was missed, for which see `truths`.
         judged: Whether each unit counts.
         prediction: Predicted class of each unit, int64.
         score: The model's confidence in each, float32.
@@ -112,28 +112,28 @@ class LabelledUnits:
         """Return a predicted scalar column of all units."""
         return _joined([np.asarray(one.records.column(f"predicted/{name}")) for one in self.parts])
 
-    def missed(self) -> pa.Table | None:
-        """Return the actual units that nothing was predicted for; None where a task tells none.
+    def truths(self) -> pa.Table | None:
+        """Return the actual units; None for a task in which none can be missed.
 
-        One row each: `input_id`, `dataset_type`, `n_epoch`, `run`, and the scalar columns of the
-        ground truth.
+        One row each: `input_id`, `dataset_type`, `n_epoch`, `run`, the scalar columns of the
+        ground truth, and `missed`.
         """
         tables = []
-        for part, rows in zip(self.parts, self._missed, strict=True):
-            if rows is None:
+        for part, missed in zip(self.parts, self._missed, strict=True):
+            if missed is None:
                 return None
             records = part.records
             counts = records.counts("actual")
-            at = pa.array(owners(counts, len(counts))[rows])
+            at = pa.array(owners(counts, len(counts)))
             columns = {
                 name: _plain_text(records.column(full)).take(at) for name, full in _INPUT.items()
             }
             for full in records.names():
                 side, _, name = full.partition("/")
                 if side == "actual" and not name.startswith("#"):
-                    values = np.asarray(records.column(full))[rows]
+                    values = np.asarray(records.column(full))
                     columns |= {name: pa.array(values)} if values.ndim == 1 else {}
-            tables.append(pa.table(columns))
+            tables.append(pa.table({**columns, "missed": missed}))
         return pa.concat_tables(tables)
 
     def groups(self) -> NDArray[np.int64] | None:

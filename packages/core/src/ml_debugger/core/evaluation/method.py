@@ -124,7 +124,7 @@ def save(
         shutil.rmtree(place)
     with saved.being_written(place) as draft:
         table = units_table(units, estimated, schema)
-        saved.write(draft, manifest, estimated.model.arrays(), table, units.missed())
+        saved.write(draft, manifest, estimated.model.arrays(), table, units.truths())
     try:
         store.drop_estimates(name)  # of an evaluation that was killed before it was done
         for part in units.parts:

@@ -86,9 +86,17 @@ class Result(SavedResult):
 
         Returns:
             A frame with the columns `code`, `label`, `n`, `share` (of all units), `errors`,
-            `mean_score`, `mean_error_proba`.
+            `mean_score`, `mean_error_proba`. What was missed has codes of its own, whose `share`
+            and means are null.
         """
-        return as_frame(frames.codes_table(self._units), as_)
+        table = frames.codes_table(self._units)
+        if self._truths is not None:
+            from ml_debugger.core.task import task_named
+
+            missed = self._truths.filter(self._truths.column("missed"))
+            names = task_named(self.manifest.task).missed_codes(missed.column("label").to_numpy())
+            table = frames.with_missed(table, missed, names)
+        return as_frame(table, as_)
 
     def errors(
         self,
@@ -130,6 +138,30 @@ class Result(SavedResult):
             InputError: Not a zone that exists.
         """
         return as_frame(self._ordered(self._units, code=code, zone=zone), as_)
+
+    def truths(self, missed: bool | None = None, as_: FrameKind = "pandas") -> Any:
+        """Return what was true of the evaluated inputs, in a task that can miss something.
+
+        Args:
+            missed: Only what nothing was predicted for, or only the rest; None for all.
+            as_: The kind of frame.
+
+        Returns:
+            A frame with a row an actual unit: `input_id`, `dataset_type`, `n_epoch`, `run`, the
+            columns of the task's ground truth (`label` and the box, for example) and `missed`.
+
+        Raises:
+            InputError: In this task every input has one prediction.
+        """
+        if self._truths is None:
+            raise InputError(
+                f"in the task {self.manifest.task} nothing can be missed: what was true of each "
+                "unit is the column `label` of samples()"
+            )
+        if missed is None:
+            return as_frame(self._truths, as_)
+        chosen = pc.equal(self._truths.column("missed"), missed)
+        return as_frame(self._truths.filter(chosen), as_)
 
     def _ordered(self, units: pa.Table, *, code: str | None, zone: str | None) -> pa.Table:
         from ml_debugger.core.evaluation.zones import ZONES

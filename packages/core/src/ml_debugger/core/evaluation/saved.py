@@ -134,10 +134,10 @@ class SavedResult:
         return files.read_table(self.folder, files.UNITS)
 
     @cached_property
-    def _missed(self) -> pa.Table | None:
-        if not (self.folder / files.MISSED).exists():
+    def _truths(self) -> pa.Table | None:
+        if not (self.folder / files.TRUTHS).exists():
             return None
-        return files.read_table(self.folder, files.MISSED)
+        return files.read_table(self.folder, files.TRUTHS)
 
     def __len__(self) -> int:
         """Return the number of evaluated units."""

@@ -48,8 +48,7 @@ class Ultralytics(DetectionAdapter):
     def detect(self, model: nn.Module) -> bool:
         if not is_a(model, "ultralytics.engine.model.Model"):
             return False
-        # in place of an exported model is a path; descendants of these heads have other tasks,
-        # or class branches of other forms
+        # descendants of these heads have other tasks, or class branches of other forms
         layers = getattr(model.model, "model", None)
         return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ in _KINDS
 
@@ -83,11 +82,10 @@ class Ultralytics(DetectionAdapter):
         taps = {"network": "model", "head": path}
         if _is_query(head):
             return {**taps, "class0": f"{path}.dec_score_head.{head.decoder.eval_idx}"}
-        convolutions = {
-            f"class{level}": f"{path}.{_branch(head)}.{level}.{len(branch) - 1}"
-            for level, branch in enumerate(getattr(head, _branch(head)))
-        }
-        return {**taps, **convolutions}
+        name = _branch(head)
+        for level, branch in enumerate(getattr(head, name)):
+            taps[f"class{level}"] = f"{path}.{name}.{level}.{len(branch) - 1}"
+        return taps
 
     @override
     def parse(
