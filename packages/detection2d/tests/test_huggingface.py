@@ -141,8 +141,11 @@ class HuggingFaceContract(AdapterContract):
         with pytest.raises(UnsupportedModelError, match="no iou_thresh"):
             self.adapter.apply_nms(detector, NMSConfig(iou_thresh=0.5))
 
-    def test_threshold_is_the_processors(self, detector: nn.Module, given: Any) -> None:
-        for threshold in (0.0, 0.3, 0.7):
+    def test_threshold_is_the_processors(
+        self, detector: nn.Module, given: Any, hooked: Run
+    ) -> None:
+        some = float(hooked.images[0].seen.scores.median())
+        for threshold in (0.0, 0.3, 0.7, some):
             config = NMSConfig(score_thresh=threshold)
             run = self.pass_of(detector, given, config)
             for theirs, image in zip(self.seen(run.output, given, config), run.images, strict=True):

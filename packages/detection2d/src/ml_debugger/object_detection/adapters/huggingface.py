@@ -90,8 +90,8 @@ class HuggingFaceDETR(DetectionAdapter):
         self, model: nn.Module, output: Any, calls: Calls, config: NMSConfig
     ) -> list[ImageOutput]:
         logits, relative = (_tensor(output, name) for name in ("logits", "pred_boxes"))
-        # an auxiliary loss calls the head again, with the queries of the earlier layers as well
-        queries = next(c for c in calls["head"] if c.output.shape == logits.shape).args[0].detach()
+        # an auxiliary loss calls the head once more, for the queries of all layers
+        queries = calls["head"][0].args[0].detach()
         sizes, whole = _sizes(calls["model"][-1])
         scale = torch.tensor([(w, h, w, h) for h, w in sizes], device=logits.device).float()
         boxes = (_corners(relative) * scale[:, None, :]).float()

@@ -1,0 +1,348 @@
+"""What a tracer of detectors records, and what it leaves alone."""
+
+import gc
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import roi_align
+
+from ml_debugger.core import ModelVersion, Store
+from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
+from ml_debugger.data_filter import ObjectDetectionDataFilter
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.monitoring import ObjectDetectionLogger
+from ml_debugger.object_detection import adapters
+from ml_debugger.object_detection.adapters.torchvision_rcnn import TorchvisionRCNN
+from ml_debugger.object_detection.output import DetectionOutput, NMSConfig
+from ml_debugger.object_detection.statistics import NAMES
+from ml_debugger.training import ObjectDetectionTracer
+
+from . import small
+
+
+def stored():
+    with Store() as store:
+        records = store.open(ModelVersion("m", "v")).records()
+        names = [name for name in records.names() if not name.startswith("input/")]
+        return {name: records.column(name) for name in names}, records.counts("predicted")
+
+
+def trace(model, n=2, **arguments):
+    given = small.images(n)
+    with ObjectDetectionTracer(model, "m", "v", **arguments) as tracer, torch.no_grad():
+        output = tracer(given, small.truths(model, given), range(n), "val")
+    return given, output
+
+
+def test_what_is_recorded_of_each_box():
+    model = small.faster_rcnn()
+    _, output = trace(model)
+    columns, counts = stored()
+    assert counts.tolist() == [len(one["boxes"]) for one in output]
+    boxes = torch.cat([one["boxes"] for one in output])
+    for at, name in enumerate(("x1", "y1", "x2", "y2")):
+        assert np.array_equal(columns[f"predicted/{name}"], boxes[:, at])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    assert np.array_equal(columns["predicted/pred_size"], area)
+    labels = torch.cat([one["labels"] for one in output])
+    scores = torch.cat([one["scores"] for one in output])
+    assert np.array_equal(columns["predicted/prediction"], labels)
+    assert np.array_equal(columns["predicted/score"], scores)
+    logits = torch.from_numpy(columns["predicted/logits"].copy())
+    share = logits.softmax(1)
+    assert torch.allclose(share[torch.arange(len(labels)), labels], scores, atol=1e-6)
+    assert columns["predicted/finite"].all()
+    assert columns["predicted/statistics"].shape == (len(boxes), len(NAMES))
+
+
+def test_features_are_those_of_the_head_that_scored_the_box():
+    model = small.faster_rcnn()
+    given, _ = trace(model)
+    seen = []
+    handle = model.roi_heads.box_head.register_forward_hook(lambda *a: seen.append(a[2]))
+    with torch.no_grad():
+        model(given)
+    handle.remove()
+    columns, _ = stored()
+    features = torch.from_numpy(columns["predicted/feature.box"].copy())
+    logits = torch.from_numpy(columns["predicted/logits"].copy())
+    with torch.no_grad():
+        again = model.roi_heads.box_predictor.cls_score(features)
+    assert torch.allclose(again, logits, atol=1e-5)
+    rows = (features[:, None] == seen[0]).all(2).any(1)
+    assert rows.all()
+
+
+def test_a_named_layer_is_pooled_inside_each_box():
+    model = small.faster_rcnn()
+    layers = {"box": "roi_heads.box_head", "map": "backbone.3"}
+    given = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(2))]
+    with ObjectDetectionTracer(model, "m", "v", layers) as tracer, torch.no_grad():
+        (output,) = tracer(given, None, ["a"], "val")
+        hooked = tracer.get_hooked_features("map")
+    assert hooked.shape[1] == 16
+    columns, _ = stored()
+    found = torch.from_numpy(columns["predicted/feature.map"].copy())
+    boxes = output["boxes"] / 64 * hooked.shape[-1]
+    cells = torch.stack([boxes[:, 0].floor(), boxes[:, 1].floor(), *boxes[:, 2:].ceil().T], 1)
+    # a sample in the middle of every whole cell
+    expected = [
+        roi_align(
+            hooked,
+            [cell[None]],
+            (int(cell[3] - cell[1]), int(cell[2] - cell[0])),
+            1.0,
+            1,
+            aligned=True,
+        ).mean((0, 2, 3))
+        for cell in cells
+    ]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-4)
+
+
+def test_an_unknown_alias_was_not_captured():
+    with ObjectDetectionTracer(small.faster_rcnn(), "m", "v") as tracer, torch.no_grad():
+        tracer(small.images(), None, ["a", "b"], "val")
+        with pytest.raises(LayerNotCapturedError, match="box"):
+            tracer.get_hooked_features("nothing")
+
+
+def test_settings_are_the_models_own_and_come_back():
+    model = small.faster_rcnn()
+    before = TorchvisionRCNN().nms(model)
+    with ObjectDetectionTracer(model, "m", "v") as tracer:
+        assert tracer.nms_config == before
+        assert tracer.n_class == small.CLASSES
+        assert tracer.layers == {"box": "roi_heads.box_head"}
+    wanted = {"score_thresh": 0.4, "iou_thresh": 0.1, "max_detections_per_image": 3}
+    bare = small.faster_rcnn(box_score_thresh=0.4, box_nms_thresh=0.1, box_detections_per_img=3)
+    given = small.images()
+    with ObjectDetectionTracer(model, "m", "v", **wanted) as tracer, torch.no_grad():
+        assert tracer.nms_config == NMSConfig(**wanted)
+        output = tracer(given, None, ["a", "b"], "val")
+        for ours, alone in zip(output, bare(given), strict=True):
+            assert all(torch.equal(ours[name], alone[name]) for name in alone)
+    assert TorchvisionRCNN().nms(model) == before
+
+
+def test_a_forgotten_tracer_gives_the_settings_back():
+    model = small.faster_rcnn()
+    before = TorchvisionRCNN().nms(model)
+    tracer = ObjectDetectionTracer(model, "m", "v", score_thresh=0.9)
+    assert model.roi_heads.score_thresh == 0.9
+    del tracer
+    gc.collect()
+    assert TorchvisionRCNN().nms(model) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"score_thresh": 1.5}, "score_thresh"),
+        ({"score_thresh": "high"}, "score_thresh"),
+        ({"iou_thresh": -0.1}, "iou_thresh"),
+        ({"max_detections_per_image": 0}, "max_detections_per_image"),
+        ({"max_detections_per_image": 2.5}, "max_detections_per_image"),
+        ({"n_class": 0}, "n_class"),
+        ({"n_class": True}, "n_class"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_happens(arguments, said, home):
+    model = small.faster_rcnn()
+    with pytest.raises(InputError, match=said):
+        ObjectDetectionTracer(model, "m", "v", **arguments)
+    assert not home.exists()
+    assert not model._forward_hooks
+
+
+def test_losses_are_no_boxes():
+    model = small.faster_rcnn().train()
+    given = small.images()
+    targets = [{"boxes": torch.tensor([[1.0, 1, 30, 30]]), "labels": torch.tensor([1])}] * 2
+
+    class Loss(ObjectDetectionTracer):
+        def run_model(self, model_input: Any) -> Any:
+            return self.model(model_input, targets)
+
+    with (
+        Loss(model, "m", "v") as tracer,
+        pytest.raises(UnsupportedModelError, match=r"model\.eval"),
+    ):
+        tracer(given, targets, ["a", "b"], "train")
+
+
+def test_a_model_of_no_known_family_is_refused():
+    with pytest.raises(UnsupportedModelError, match="torchvision R-CNN"):
+        ObjectDetectionTracer(nn.Linear(2, 2), "m", "v")
+
+
+class Peaks(nn.Module):
+    """A detector of no family: a box around the brightest pixel of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: Any) -> dict[str, Any]:
+        heat = self.head(images)
+        width = heat.shape[3]
+        top, at = heat.flatten(2).max(2)
+        middle = torch.stack([at % width, at // width], 2).float()
+        return {"boxes": torch.cat([middle - 3, middle + 4], 2), "scores": top.sigmoid()}
+
+
+class PeaksTracer(ObjectDetectionTracer):
+    """Traces it by the documented methods."""
+
+    hooked: ClassVar[list[Any]] = []
+
+    @staticmethod
+    def detect(model: nn.Module) -> bool:
+        return isinstance(model, Peaks)
+
+    def _get_n_class(self, model: nn.Module) -> int:
+        return 3
+
+    def _register_model_hooks(self, model: nn.Module) -> Any:
+        return [model.head.register_forward_hook(lambda *_: self.hooked.append(1))]
+
+    def _parse_model_output(self, model_output: Any, img_sizes: Any) -> list[DetectionOutput]:
+        assert img_sizes == [(16, 16)] * 2
+        pairs = zip(model_output["boxes"], model_output["scores"], strict=True)
+        return [DetectionOutput(box, score, torch.arange(3)) for box, score in pairs]
+
+
+def test_a_detector_of_no_family_by_the_documented_methods():
+    torch.manual_seed(0)
+    model, images = Peaks(), torch.rand(2, 3, 16, 16)
+    truth = [{"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([1])}] * 2
+    with PeaksTracer(model, "m", "v") as tracer, torch.no_grad():
+        output = tracer(images, truth, ["a", "b"], "val")
+        assert tracer.n_class == 3
+    assert PeaksTracer.hooked
+    assert not model.head._forward_hooks
+    columns, counts = stored()
+    assert counts.tolist() == [3, 3]
+    assert np.array_equal(columns["predicted/score"], output["scores"].flatten())
+    result = Evaluator("m", "v").request_evaluation()
+    assert len(result) == 6
+    with pytest.raises(UnsupportedModelError, match="Peaks"):
+        ObjectDetectionTracer(model, "m2", "v")
+
+
+def test_an_adapter_of_another_package_is_asked_first(monkeypatch):
+    class Mine(TorchvisionRCNN):
+        family = "mine"
+
+    class Entry:
+        name = "mine"
+
+        def load(self) -> type[Mine]:
+            return Mine
+
+    monkeypatch.setattr(adapters, "entry_points", lambda group: [Entry()])
+    adapters.adapters.cache_clear()
+    try:
+        assert adapters.adapter_of(small.faster_rcnn()).family == "mine"
+    finally:
+        adapters.adapters.cache_clear()
+
+
+def evaluated(n=16):
+    model = small.faster_rcnn()
+    given = small.images(n)
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        for at in range(0, n, 2):
+            batch = given[at : at + 2]
+            truths = small.truths(model, batch)
+            truths[1]["boxes"] = torch.cat([truths[1]["boxes"], torch.tensor([[0.0, 0, 63, 63]])])
+            truths[1]["labels"] = torch.cat([truths[1]["labels"], torch.tensor([1])])
+            tracer(batch, truths, [f"{at}", f"{at + 1}"], "val")
+    return model, Evaluator("m", "v").request_evaluation()
+
+
+def test_an_evaluation_tells_what_was_missed_and_how_each_box_is_wrong():
+    _, result = evaluated()
+    units = result.to_pandas()
+    assert result.method_name == "od_v1"
+    assert set(units.kind) <= {"A", "M", "SP", "SG", "D", "ON", "N", "U"}
+    right = (units.kind == "A") & (units.label == units.prediction)
+    assert (units.wrong == ~right).all()
+    assert units.code.str.startswith("DET:").all()
+    for name in ("error_proba", "det_error_proba", "cls_error_proba"):
+        assert units[name].between(0, 1).all()
+    truths = result.truths()
+    assert truths.missed.sum() == len(result.truths(missed=True))
+    codes = result.error_codes()
+    missed = codes[codes.code.str.startswith("DET:no_prediction")]
+    assert missed.n.sum() == truths.missed.sum() > 0
+
+
+def test_images_are_ranked_by_their_boxes():
+    model, result = evaluated()
+    name, pool = result.result_name, small.images(8, seed=5)
+    with (
+        ObjectDetectionDataFilter(
+            model, "m", "v", name, filter_config={"img_error_threshold": 0.5, "top_n": 2}
+        ) as data_filter,
+        torch.no_grad(),
+    ):
+        _, flags = data_filter([*pool, small.blank()], [*map(str, range(8)), "blank"])
+        assert flags[-1] is False
+        by_mean = data_filter.query(20, "high_error_proba")
+        assert "blank" not in by_mean
+        assert by_mean == data_filter.query(20, {"aggregation": "mean"})
+        found = data_filter.query(20, {"top_n": 2}, explain=True)
+        flagged = set(found.input_id[found.rank_value >= 0.5])
+        assert flagged == {str(at) for at, flag in enumerate(flags) if flag}
+        assert found.rank_value.is_monotonic_decreasing
+        assert "2 worst boxes" in found.reason[0]
+        ascending = data_filter.query(20, {"sort": "asc"}, explain=True)
+        assert ascending.rank_value.is_monotonic_increasing
+        units = data_filter.query(20, {"bbox_filter": {"conditions": [{"score": ">2"}]}})
+        assert units == []
+        zones = data_filter.query(20, {"target_zones": ["critical_hotspot", "hotspot"]})
+        assert set(zones) <= set(by_mean)
+        for strategy, said in (
+            ({"target_column": "nothing"}, "target_column"),
+            ({"aggregation": "max"}, "aggregation"),
+            ({"top_n": 0}, "top_n"),
+            ({"weight_column": "nothing"}, "nothing"),
+            ({"img_error_threshold": 2}, "img_error_threshold"),
+            ({"colour": 1}, "colour"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                data_filter.query(20, strategy)
+
+
+def test_a_logger_needs_neither_ids_nor_truth():
+    model, result = evaluated()
+    with ObjectDetectionLogger(model, "m", "v", result.result_name) as logger, torch.no_grad():
+        for at in range(4):
+            logger(small.images(2, seed=at))
+        logger([small.blank()])
+        health = logger.health(window=4)
+    assert health.n.sum() > 0
+    assert health.estimated_accuracy.between(0, 1).all()
+
+
+def test_boxes_in_ignore_regions_do_not_count():
+    model = small.faster_rcnn()
+    given = small.images(6)
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        crowd = {
+            "boxes": torch.tensor([[0.0, 0, 100, 100]]),
+            "labels": torch.tensor([1]),
+            "iscrowd": torch.tensor([1]),
+        }
+        truths = small.truths(model, given)
+        output = tracer(given, [*truths[:4], crowd, crowd], range(6), "val")
+    result = Evaluator("m", "v").request_evaluation()
+    inside = sum(len(one["boxes"]) for one in output[4:])
+    assert inside > 0
+    assert result.manifest.rows.ignored == inside
+    assert len(result) == sum(len(one["boxes"]) for one in output[:4]) == len(result.to_pandas())
+    assert not result.truths().missed[-2:].any()
