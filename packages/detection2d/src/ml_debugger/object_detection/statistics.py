@@ -19,6 +19,8 @@ NAMES = (
     "boxes_in_image",
     "overlap_same",
     "overlap_other",
+    "shadow",
+    "shadow_margin",
     "candidates",
     "candidate_score_mean",
     "candidate_score_max",
@@ -28,6 +30,7 @@ NAMES = (
     "corner_sd",
     "rivals",
     "rival_score_max",
+    "rival_margin",
 )
 
 #: Candidates with a lower score than this are not looked at, nor more than so many of an image.
@@ -40,7 +43,7 @@ _OVERLAP = 0.5
 def statistics(
     seen: Detections, rows: HeadRows | None, made_by: Tensor | None, size: tuple[int, int] | None
 ) -> Tensor:
-    """Return the statistics of the visible boxes of an image, shape (n, 16), float32.
+    """Return the statistics of the visible boxes of an image, shape (n, 19), float32.
 
     NaN where something is not known.
 
@@ -62,9 +65,23 @@ def statistics(
     overlap = pairwise_iou(boxes, boxes).fill_diagonal_(0)
     same = seen.labels[:, None] == seen.labels
     columns += [_largest(overlap * same), _largest(overlap * ~same)]
+    columns += _shadow(seen, overlap)
     if rows is None or made_by is None:
         return torch.stack([*columns, *[unknown] * (len(NAMES) - len(columns))], 1)
     return torch.stack([*columns, *_around(seen, rows, made_by)], 1)
+
+
+def _shadow(seen: Detections, overlap: Tensor) -> list[Tensor]:
+    """Say how far a box lies under others with higher scores, and how much higher the best is."""
+    odds = _log_odds(seen.scores)
+    order = torch.arange(len(seen), device=odds.device)
+    above = (odds > odds[:, None]) | ((odds == odds[:, None]) & (order < order[:, None]))
+    margin = torch.where(above & (overlap >= _OVERLAP), odds - odds[:, None], 0.0)
+    return [_largest(overlap * above), _largest(margin)]
+
+
+def _log_odds(scores: Tensor) -> Tensor:
+    return torch.logit(scores.float(), eps=1e-4)
 
 
 def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
@@ -79,6 +96,8 @@ def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
     spread = [_spread(ours, boxes[:, side].expand_as(iou), count) for side in range(4)]
     scale = (seen.boxes[:, 2:] - seen.boxes[:, :2]).float().clamp(min=1e-3).prod(1).sqrt()
     scores = score.expand_as(iou)
+    # a box's own row may speak for another class as well
+    rival = _largest(scores * (near | itself) * ~same)
     return [
         count.log1p(),
         _mean(ours, scores, count),
@@ -88,8 +107,8 @@ def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
         _spread(ours, iou, count),
         torch.stack(spread).mean(0) / scale,
         rivals.sum(1).float().log1p(),
-        # a box's own row may speak for another class as well
-        _largest(scores * (near | itself) * ~same),
+        rival,
+        _log_odds(rival) - _log_odds(seen.scores),
     ]
 
 

@@ -131,7 +131,7 @@ class ObjectDetectionTorchTracer(Tracer):
         taps |= {_LAYER + alias: layer.path for alias, layer in self._layers.items()}
         self._n_class = self._given_classes or self._get_n_class(inner)
         before = NMSConfig() if adapter is None else adapter.nms(inner)
-        capture = Capture(model, {}, taps)
+        capture = Capture(model if adapter is None else adapter.running(inner), {}, taps)
         try:
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True)

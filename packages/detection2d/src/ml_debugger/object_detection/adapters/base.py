@@ -73,6 +73,13 @@ class DetectionAdapter(ABC):
             UnsupportedModelError: The model has no such setting.
         """
 
+    def running(self, model: nn.Module) -> nn.Module:
+        """Return the module whose parts run when the model is called.
+
+        Another one than the model where that runs a copy of itself; paths lead to the same parts.
+        """
+        return model
+
     def images(self, model_input: Any) -> int | None:
         """Return how many images a model input holds; None where only the output can tell."""
         return None

@@ -1,0 +1,154 @@
+"""The boxes of a result as arrays, image by image."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ml_debugger.core.evaluation.frames import numbers
+from ml_debugger.object_detection.boxes import Bools, Floats, Integers, sound
+from ml_debugger.object_detection.schema import CORNERS
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.result import Result
+
+_IMAGE = ("dataset_type", "n_epoch", "input_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Predicted or true boxes of many images, one image after the other.
+
+    Attributes:
+        image: Number of each box's image, ascending, shape (n,), int64.
+        label: Class, shape (n,), int64.
+        corners: x1, y1, x2, y2 in pixels, shape (n, 4); 0 for a box that is not finite or has no
+            area, which overlaps nothing.
+        score: Of predicted boxes, shape (n,); one that is not a number is -1, the last. Of true
+            ones 0.
+        ignored: Which true boxes are ignore regions, shape (n,), bool.
+    """
+
+    image: Integers
+    label: Integers
+    corners: Floats
+    score: Floats
+    ignored: Bools
+
+    @classmethod
+    def of(
+        cls,
+        image: Any,
+        label: Any,
+        corners: Any,
+        score: Any = None,
+        ignored: Any = None,
+    ) -> Self:
+        """Take columns, whose images ascend already."""
+        given = np.asarray(corners, np.float64).reshape(-1, 4)
+        n = len(given)
+        score = np.zeros(n) if score is None else np.asarray(score, np.float64)
+        return cls(
+            image=np.asarray(image, np.int64),
+            label=np.asarray(label, np.int64),
+            corners=np.where(sound(given)[:, None], given, 0.0),
+            score=np.where(np.isnan(score), -1.0, score),
+            ignored=np.zeros(n, np.bool_) if ignored is None else np.asarray(ignored, np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, which: Bools | Integers | slice) -> "Boxes":
+        """Return some of the boxes, by mask or by position."""
+        return Boxes(
+            self.image[which],
+            self.label[which],
+            self.corners[which],
+            self.score[which],
+            self.ignored[which],
+        )
+
+    @property
+    def size(self) -> Floats:
+        """Area of each box in square pixels, shape (n,)."""
+        x1, y1, x2, y2 = self.corners.T
+        area: Floats = (x2 - x1) * (y2 - y1)
+        return area
+
+
+@dataclass(frozen=True, slots=True)
+class ResultBoxes:
+    """The boxes of a result.
+
+    Attributes:
+        images: One row an image: `input_id`, `dataset_type`, `n_epoch`, in the order of their
+            numbers.
+        predicted: The predicted boxes.
+        true: The true boxes and ignore regions; those without an area are left out, as they were
+            when the result was made.
+        units: The rows of the result, in the order of `predicted`.
+        truths: The rows of `Result.truths`, in the order of `true`.
+    """
+
+    images: pa.Table
+    predicted: Boxes
+    true: Boxes
+    units: pa.Table
+    truths: pa.Table
+
+    @classmethod
+    def of(cls, result: "Result") -> Self:
+        """Read a result; its images are all that have a predicted or a true box."""
+        units, truths = result.to_arrow(), result.truths(as_="arrow")
+        has_area = sound(_corners(truths))
+        truths = truths.filter(pa.array(has_area))
+        places = [
+            _places(pa.chunked_array([*_plain(units, name).chunks, *_plain(truths, name).chunks]))
+            for name in _IMAGE
+        ]
+        _, first, image = np.unique(
+            np.stack(places, axis=1), axis=0, return_index=True, return_inverse=True
+        )
+        image = image.reshape(-1)
+        keys = [pa.table({name: _plain(one, name) for name in _IMAGE}) for one in (units, truths)]
+        here, there = image[: len(units)], image[len(units) :]
+        rows, columns = (np.argsort(one, kind="stable") for one in (here, there))
+        units, truths = units.take(pa.array(rows)), truths.take(pa.array(columns))
+        return cls(
+            images=pa.concat_tables(keys).take(pa.array(first)),
+            predicted=Boxes.of(
+                here[rows], numbers(units, "prediction"), _corners(units), numbers(units, "score")
+            ),
+            true=Boxes.of(
+                there[columns],
+                numbers(truths, "label"),
+                _corners(truths),
+                ignored=numbers(truths, "ignored"),
+            ),
+            units=units,
+            truths=truths,
+        )
+
+
+def _corners(table: pa.Table) -> Floats:
+    return np.stack([numbers(table, name).astype(np.float64) for name in CORNERS], axis=1)
+
+
+def _plain(table: pa.Table, name: str) -> pa.ChunkedArray:
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column
+
+
+def _places(column: pa.ChunkedArray) -> Integers:
+    """Return the place of each value among the different ones in their order; null is the last."""
+    codes = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    order = pc.sort_indices(codes.dictionary).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    found: Integers = place[codes.indices.to_numpy(zero_copy_only=False)]
+    return found
