@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core.errors import InputError, UnsupportedModelError
-from ml_debugger.object_detection.adapters import mmdetection
 from ml_debugger.object_detection.adapters.base import DetectionAdapter
+from ml_debugger.object_detection.adapters.mmdetection import MMDetectionDETR, MMDetectionRCNN
+from ml_debugger.object_detection.adapters.mmdetection_dense import (
+    MMDetectionDense,
+    MMDetectionYOLOX,
+)
 from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import Detections, NMSConfig
 
@@ -29,6 +33,8 @@ pytestmark = [
     # of mmcv and mmdet themselves, with a torch that is newer than they
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning. `num_anchors`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*autocast.*deprecated:FutureWarning"),
 ]
 
@@ -46,10 +52,10 @@ RESNET = {
 NORM = {"bbox_head.norm_cfg": {"type": "GN", "num_groups": 4}}
 NECK = {"in_channels": [8, 16, 32, 64], "out_channels": 16}
 ALL: list[DetectionAdapter] = [
-    mmdetection.MMDetectionRCNN(),
-    mmdetection.MMDetectionDense(),
-    mmdetection.MMDetectionYOLOX(),
-    mmdetection.MMDetectionDETR(),
+    MMDetectionRCNN(),
+    MMDetectionDense(),
+    MMDetectionYOLOX(),
+    MMDetectionDETR(),
 ]
 
 
@@ -175,7 +181,10 @@ class MMDetectionContract(AdapterContract):
         return [value for one in output for value in one.pred_instances.values()]
 
     def training_output(self, model: nn.Module, model_input: Any) -> Any:
-        return model(**{**preprocessor()(raw(), False), "mode": "loss"})
+        if not model.with_mask:
+            for sample in model_input["data_samples"]:
+                sample.gt_instances.pop("masks", None)
+        return model(**{**model_input, "mode": "loss"})
 
     def others(self) -> Sequence[nn.Module]:
         with torch.device("meta"):
@@ -187,6 +196,18 @@ class MMDetectionContract(AdapterContract):
 
     def samples(self, model_input: Any) -> Any:
         return deepcopy(model_input["data_samples"])
+
+    def test_links_under_autocast(self, detector: nn.Module, given: Any) -> None:
+        # mmcv suppresses no boxes in bfloat16 on a CPU, nor does it cut them out of a map
+        model: Any = self.model()
+        for part in model.modules():
+            if "nms" in (getattr(part, "test_cfg", None) or {}):
+                part.test_cfg.nms = None
+            if type(part).__name__ == "RoIAlign":
+                part.register_forward_pre_hook(lambda _, args: tuple(x.float() for x in args))
+                part.register_forward_hook(lambda _, args, output: output.bfloat16())
+        assert self.adapter.nms(model).iou_thresh is None
+        super().test_links_under_autocast(model, given)
 
     def test_tells_where_the_image_lies(self, hooked: Any) -> None:
         for image, (height, width), size in zip(hooked.images, SHAPES, SIZES, strict=True):
@@ -307,7 +328,7 @@ class DenseContract(MMDetectionContract):
 
 class TestRetinaNet(DenseContract):
     config = "retinanet/retinanet_r50_fpn_1x_coco"
-    stricter = NMSConfig(score_thresh=0.95, iou_thresh=0.05, max_detections_per_image=3)
+    stricter = NMSConfig(score_thresh=0.97, iou_thresh=0.05, max_detections_per_image=3)
     a_cell = 9
 
 
@@ -332,7 +353,7 @@ class TestRTMDet(DenseContract):
 class NoThresholdContract(DenseContract):
     """A score has a factor that the threshold of the model does not know."""
 
-    stricter = NMSConfig(iou_thresh=0.05, max_detections_per_image=3)
+    stricter = NMSConfig(iou_thresh=0.0, max_detections_per_image=3)
 
     def test_nothing_seen(self, detector: nn.Module, given: Any) -> None:
         with pytest.raises(UnsupportedModelError, match="score_thresh"):
@@ -347,7 +368,9 @@ class NoThresholdContract(DenseContract):
 
 class TestFCOS(NoThresholdContract):
     config = "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco"
-    changes: ClassVar[Mapping[str, Any]] = DenseContract.changes | NORM
+    changes: ClassVar[Mapping[str, Any]] = (
+        DenseContract.changes | NORM | {"test_cfg.max_per_img": 100}
+    )
 
 
 class TestATSS(NoThresholdContract):
@@ -359,16 +382,14 @@ class TestYOLOX(DenseContract):
     adapter = ALL[2]
     one_label_a_row = True
     config = "yolox/yolox_tiny_8xb8-300e_coco"
-    stricter = NMSConfig(score_thresh=0.8, iou_thresh=0.05)
+    stricter = NMSConfig(score_thresh=0.8, iou_thresh=0.0)
     changes: ClassVar[Mapping[str, Any]] = {
         "bbox_head.num_classes": CLASSES,
-        "test_cfg.score_thr": 0.7,
+        "test_cfg.score_thr": 0.6,
     }
 
     def towered(self, head: Any, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            tower(level) for tower, level in zip(head.multi_level_cls_convs, maps, strict=True)
-        ]
+        return [tower(level) for tower, level in zip(head.multi_level_cls_convs, maps, strict=True)]
 
 
 class DETRContract(MMDetectionContract):

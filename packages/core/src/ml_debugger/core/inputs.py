@@ -6,7 +6,7 @@ All of it is checked here, before the model runs and before anything is written.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike, fspath
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ml_debugger.core.errors import EpochError, InputError
+from ml_debugger.core.records import Column
 
 LONGEST_ID = 4096
 LONGEST_NAME = 200
@@ -154,6 +155,15 @@ class AdditionalField(BaseModel):
     type: FieldType
     nullable: bool = False
     default: Any = None
+
+
+def own_fields(columns: Iterable[Column]) -> dict[str, AdditionalField]:
+    """Return a task's own columns of inputs as fields, by name."""
+    kinds: dict[type, FieldType] = {int: "int", float: "float", bool: "bool", str: "str"}
+    return {
+        one.name: AdditionalField(name=one.name, type=kinds[one.type], nullable=True)
+        for one in columns
+    }
 
 
 class FieldSet:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.inputs import AdditionalField
 from ml_debugger.core.records import Array, Batch, TaskSchema, owners
 from ml_debugger.core.store import Repository, Scope
@@ -86,6 +88,29 @@ class StoredPool(_Owned):
         totals = np.bincount(self.owner, weights=values, minlength=len(self.counts))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(totals / self.counts)
+
+    def expected_missed(self) -> Array:
+        """Return how many things the model probably missed in each input.
+
+        Raises:
+            StrategyError: There is no result, or in its task nothing can be missed.
+        """
+        omissions = None if self.result is None else self.result.omissions
+        if omissions is None or self.result is None:
+            raise StrategyError(
+                "what the model missed is estimated only with the result of a task in which "
+                "something can be missed"
+            )
+        from ml_debugger.core.evaluation.omissions import predictors_of
+
+        known = {
+            name: np.asarray(pc.fill_null(self.records.column(f"input/{name}"), 0))
+            for name in omissions.names
+        }
+        counts = np.ones(self.records.inputs, np.int64) if self.counts is None else self.counts
+        proba = self.records.estimates(self.result.result_name, "error_proba")
+        score = self.records.column("predicted/score")
+        return omissions(predictors_of(known, counts, proba, score))
 
     def of_inputs(self, name: str, inputs: NDArray[np.int64]) -> Any:
         """Return a recorded unit column's values for the first unit of some inputs.

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ml_debugger.core.aggregation import BBoxStrategy
 from ml_debugger.core.errors import InputError, StrategyError
+from ml_debugger.core.evaluation.omissions import chance_of_any
 from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.query import SORTS, FilterConfig, Strategy, rank, read_strategy
 from ml_debugger.core.sampling import CANDIDATES, SamplingConfig, spread
@@ -29,6 +30,7 @@ def select(
     sampling: SamplingConfig | dict[str, Any] | None = None,
     diverse: bool = False,
     explain: bool = False,
+    include_empty: bool = False,
 ) -> Any:
     """Return ids, best first, or a frame that explains them; see `CommonDataFilter.query`.
 
@@ -50,9 +52,16 @@ def select(
             f"diverse=True keeps to no quota: leave it or sampling method {draw.method!r} out, or "
             "query each class or zone by itself with diverse=True"
         )
+    if include_empty and (diverse or draw is not None):
+        raise StrategyError(
+            "an image without a box has neither features nor a class: include_empty=True goes "
+            "neither with diverse=True nor with sampling"
+        )
     if empty:
         return _frame([], [], [], [], []) if explain else []
-    order, values = _choose(pool, chosen, int(n_data), draw, diverse=diverse)
+    order, values = _choose(
+        pool, chosen, int(n_data), draw, diverse=diverse, include_empty=include_empty
+    )
     ids = _cast(pool.records.ids(order).to_pylist(), type_cast)
     return _explained(pool, chosen, ids, order, values) if explain else ids
 
@@ -64,6 +73,7 @@ def _choose(
     draw: SamplingConfig | None,
     *,
     diverse: bool,
+    include_empty: bool,
 ) -> tuple[Any, Any]:
     """Return the chosen inputs' positions, best first, and their rank values."""
     among, descending = None, True
@@ -78,6 +88,10 @@ def _choose(
             among = np.flatnonzero(pool.counts)  # an input without units has no error probability
         if isinstance(strategy, str):
             descending = SORTS[strategy]
+    if include_empty and pool.counts is not None:
+        empty = np.flatnonzero(pool.counts == 0)
+        values = np.where(pool.counts == 0, chance_of_any(pool.expected_missed()), values)
+        among = empty if among is None else np.union1d(among, empty)
     room = CANDIDATES * n if diverse else n
     order = rank(
         values,

@@ -19,6 +19,9 @@ from ml_debugger.core.records import Array, TaskSchema, Units
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.report_page.section import Section
+    from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
+    from ml_debugger.core.evaluation.result import Result
     from ml_debugger.core.tracer import Tracer
 
 #: Changes when the signature of a contract does, and only then.
@@ -129,6 +132,16 @@ class Task(ABC):
     def missed_codes(label: NDArray[Any]) -> Sequence[str]:
         """Name each actual unit that nothing was predicted for, by its class."""
         return [f"no_prediction:CLS{one}->-" for one in label.tolist()]
+
+    @staticmethod
+    def sections(result: "Result", pictures: "Thumbnails") -> Sequence["Section"]:
+        """Return what the report of a result shows in this task only.
+
+        Args:
+            result: A result of this task.
+            pictures: Gives the pictures of inputs; false where the user gave none.
+        """
+        return ()
 
 
 @cache

@@ -18,11 +18,13 @@ from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_model
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.inputs import (
+    AdditionalField,
     FieldSet,
     as_epoch,
     as_input_ids,
     as_name,
     batch_size,
+    own_fields,
     tensors_in,
 )
 from ml_debugger.core.layers import architecture_of, default_layers, parse_layers, unwrap
@@ -98,11 +100,12 @@ class Tracer(ABC):
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
-        self._fields = FieldSet(additional_fields, what="additional_fields", reserved=_RESERVED)
+        reserved = _RESERVED | {column.name for column in self.schema.inputs}
+        self._fields = FieldSet(additional_fields, what="additional_fields", reserved=reserved)
         self._label_fields = FieldSet(
             additional_label_fields,
             what="additional_label_fields",
-            reserved=_RESERVED | set(self._fields.fields),
+            reserved=reserved | set(self._fields.fields),
         )
         if target_layers is None:
             target_layers = self.default_layers(unwrap(model))
@@ -183,6 +186,11 @@ class Tracer(ABC):
         args, kwargs = arguments_of(model_input)
         return self.model(*args, **kwargs)
 
+    @property
+    def _input_fields(self) -> dict[str, AdditionalField]:
+        """The columns of inputs: the user's, and the task's own."""
+        return {**self._fields.fields, **own_fields(self.schema.inputs)}
+
     # What users call
 
     @property
@@ -252,7 +260,7 @@ class Tracer(ABC):
                 task=self.schema.name,
                 architecture=architecture_of(unwrap(self.model)),
                 layers=self.layers,
-                fields=self._fields.declarations(),
+                fields=[one.model_dump(mode="json") for one in self._input_fields.values()],
                 label_fields=self._label_fields.declarations(),
                 recreate=recreate,
             )
@@ -386,7 +394,7 @@ class Tracer(ABC):
                 recorded_at=time.time_ns(),
                 predicted=copies.units(predicted, activations.owns),
                 actual=None if actual is None else copies.units(actual, lambda _tensor: False),
-                fields=fields,
+                fields={**fields, **{k: v.tolist() for k, v in predicted.inputs.items()}},
                 label_fields=label_fields,
                 ready=copies.wait if copies.pending else None,
             )

@@ -128,6 +128,7 @@ class CommonDataFilter(InferenceTracer):
         diverse: bool = False,
         run: str | None = None,
         explain: bool = False,
+        include_empty: bool = False,
     ) -> Any:
         """Pick inputs among all that is recorded of a split, in this epoch.
 
@@ -145,6 +146,8 @@ class CommonDataFilter(InferenceTracer):
                 recorded the split: they may be of different weights.
             explain: Return a frame instead: `input_id`, `rank_value`, `zone`,
                 `estimated_code` (what the features suggest, and what was predicted), `reason`.
+            include_empty: Also pick images in which nothing was found, by the probability that
+                something was missed; otherwise they are left out.
 
         Returns:
             Ids, best first; or the frame.
@@ -165,19 +168,20 @@ class CommonDataFilter(InferenceTracer):
             sampling=sampling,
             diverse=diverse,
             explain=explain,
+            include_empty=include_empty,
         )
 
     def _check_filter(self, config: Strategy) -> None:
         """Refuse a filter that no call could be judged by."""
         if self.result is None and config.columns & self.schema.estimated:
             raise StrategyError(f"filter_config {NEEDS_RESULT}")
-        known = sorted(empty_columns(self.schema, self._fields.fields))
+        known = sorted(empty_columns(self.schema, self._input_fields))
         read_strategy(config, self.strategies, known=known)
         self._check_types(config)
 
     def _check_types(self, config: Strategy) -> None:
         """Refuse values that cannot be compared with their column, before there is a row."""
-        columns = empty_columns(self.schema, self._fields.fields)
+        columns = empty_columns(self.schema, self._input_fields)
         if isinstance(config, BBoxStrategy) and config.weight_column is not None:
             _check_weights(config.weight_column, columns)
         found = config.bbox_filter if isinstance(config, BBoxStrategy) else config
@@ -187,7 +191,7 @@ class CommonDataFilter(InferenceTracer):
 
     def _flags(self, batch: Batch, config: Strategy) -> list[bool | None]:
         """Judge one batch by the same estimates and comparisons as `query`."""
-        pool = BatchPool(batch, self.run, self.result, self._fields.fields)
+        pool = BatchPool(batch, self.run, self.result, self._input_fields)
         if isinstance(config, BBoxStrategy):
             return config.flags(pool.column, pool.counts, len(batch.input_ids))
         assert isinstance(config, FilterConfig)  # the constructor takes no other kind

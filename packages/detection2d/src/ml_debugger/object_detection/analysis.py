@@ -1,11 +1,8 @@
-"""Which errors a detector makes, where it makes them, and what each sort costs in AP50.
+"""Which errors a detector makes, where it makes them, and what each sort costs in AP50."""
 
-Costs are counted in the manner of TIDE (Bolya et al. 2020): by how much AP50 would rise if all
-errors of one sort were mended and nothing else. They overlap, so they do not add up.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -13,14 +10,10 @@ import pyarrow as pa
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, texts
-from ml_debugger.object_detection.average_precision import (
-    class_counts,
-    in_turn,
-    judged,
-    precisions,
-)
-from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers, overlaps
-from ml_debugger.object_detection.result_boxes import Boxes, ResultBoxes
+from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers
+from ml_debugger.object_detection.codes import NO_PREDICTION
+from ml_debugger.object_detection.costs import Costs
+from ml_debugger.object_detection.result_boxes import ResultBoxes
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -50,7 +43,8 @@ def error_types(result: "Result", by: By | None = None, as_: FrameKind = "pandas
     merged, whatever its class), "duplicate", "background" (no true box is there) and "missed" (a
     true box that no predicted one has found). To mend them means: a class is put right; of the
     poorly placed boxes of a true box the best of the right class becomes right and the others go;
-    duplicates and boxes on background go; of missed boxes none is asked for any more.
+    duplicates and boxes on background go; of missed boxes none is asked for any more. What AP50
+    gains by mending all errors of one type alone is their cost; costs overlap, and do not add up.
 
     Args:
         result: A detector's.
@@ -127,6 +121,7 @@ class Analysis:
         self.kind = texts(units, "kind")
         self.wrong = numbers(units, "wrong").astype(np.bool_)
         self.score = numbers(units, "score").astype(np.float64)
+        self.iou = numbers(units, "iou").astype(np.float64)
         self.error_proba = numbers(units, "error_proba").astype(np.float64)
         label = numbers(units, "label").astype(np.float64)
         self.label = np.where(np.isnan(label), -1, label).astype(np.int64)
@@ -135,27 +130,18 @@ class Analysis:
             self.type_of[self.wrong & np.isin(self.kind, kinds)] = at
 
     @cached_property
-    def counted(self) -> tuple[Bools, Bools]:
-        """Which boxes count for AP50, and which of them are right."""
-        return judged(self.boxes.predicted, self.boxes.true)
-
-    @cached_property
-    def ap50(self) -> dict[int, float]:
-        """AP50 of each class that has a true box."""
-        return self._precisions(self.boxes.predicted.label, *self.counted, self.truths)
-
-    @cached_property
-    def truths(self) -> Integers:
-        """How many true boxes each class has."""
-        return class_counts(self.boxes.true)
+    def costs(self) -> Costs:
+        """What errors cost in AP50."""
+        return Costs(self.boxes.predicted, self.boxes.true)
 
     def error_types(self, by: By | None = None) -> pa.Table:
         """Return the table of `error_types`."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for group in self.groups(by):
             for at, (name, kinds) in enumerate(TYPES.items()):
                 which = group.predicted & (self.type_of == at)
                 row = {
+                    "group": group.name,
                     "type": name,
                     "kinds": ", ".join(kinds),
                     "n": int(which.sum()),
@@ -164,34 +150,22 @@ class Analysis:
                     "mean_error_proba": _mean(self.error_proba[which]),
                     "ap50_cost": self._cost(name, which),
                 }
-                rows.append((group.name, row))
+                rows.append(row)
             if by != "score":
                 which = group.true & self.missed
                 row = {
+                    "group": group.name,
                     "type": MISSED,
-                    "kinds": "no_prediction",
+                    "kinds": NO_PREDICTION,
                     "n": int(which.sum()),
                     "of": int((group.true & self.real).sum()),
-                    "mean_score": None,
-                    "mean_error_proba": None,
-                    "ap50_cost": self._gain(missed=which),
+                    "ap50_cost": self.costs.of_missing(which),
                 }
-                rows.append((group.name, row))
-        types = {
-            "type": pa.string(),
-            "kinds": pa.string(),
-            "n": pa.int64(),
-            "of": pa.int64(),
-            "mean_score": pa.float64(),
-            "mean_error_proba": pa.float64(),
-            "ap50_cost": pa.float64(),
-        }
-        columns = {name: pa.array([row[name] for _, row in rows], types[name]) for name in types}
-        share = [row["n"] / row["of"] if row["of"] else None for _, row in rows]
-        table = pa.table(columns).add_column(4, "share", pa.array(share, pa.float64()))
-        if by is None:
-            return table
-        return table.add_column(0, "group", pa.array([name for name, _ in rows], pa.string()))
+                rows.append(row)
+        for row in rows:
+            row["share"] = row["n"] / row["of"] if row["of"] else None
+        table = pa.Table.from_pylist(rows, schema=_TYPES)
+        return table if by is not None else table.drop_columns("group")
 
     def class_table(self) -> pa.Table:
         """Return the table of `class_table`."""
@@ -213,7 +187,7 @@ class Analysis:
                     "right": right,
                     "precision": right / here.sum() if here.any() else None,
                     "recall": right / truths if truths else None,
-                    "ap50": self.ap50.get(one),
+                    "ap50": self.costs.ap50.get(one),
                     "mean_error_proba": _mean(self.error_proba[here]),
                 }
             )
@@ -221,26 +195,30 @@ class Analysis:
 
     def image_table(self) -> pa.Table:
         """Return the table of `image_table`."""
-        images = self.boxes.images
-        here, there = self.boxes.predicted.image, self.boxes.true.image
-
-        def count(image: Integers, which: Bools | None = None) -> Integers:
-            found = image if which is None else image[which]
-            return np.bincount(found, minlength=len(images))
-
-        proba = np.bincount(here, weights=self.error_proba, minlength=len(images))
-        wrong, missed = count(here, self.wrong), count(there, self.missed)
-        columns = {
-            "truths": count(there, self.real),
-            "boxes": count(here),
-            "wrong": wrong,
-            "missed": missed,
-            "expected_wrong": proba,
-        }
-        for name, values in columns.items():
+        images = self.boxes.images.select(["input_id", "dataset_type", "n_epoch"])
+        for name, values in self._of_images.items():
             images = images.append_column(name, pa.array(values))
+        return images.take(pa.array(self.worst_images))
+
+    @cached_property
+    def worst_images(self) -> Integers:
+        """Numbers of the images in the order of `image_table`."""
+        of = self._of_images
         # equal images stay in the order of their names
-        return images.take(pa.array(np.lexsort((-proba, -(wrong + missed)))))
+        order: Integers = np.lexsort((-of["expected_wrong"], -(of["wrong"] + of["missed"])))
+        return order
+
+    @cached_property
+    def _of_images(self) -> dict[str, Array]:
+        here, there = self.boxes.predicted.image, self.boxes.true.image
+        images = len(self.boxes.images)
+        return {
+            "truths": np.bincount(there[self.real], minlength=images),
+            "boxes": np.bincount(here, minlength=images),
+            "wrong": np.bincount(here[self.wrong], minlength=images),
+            "missed": np.bincount(there[self.missed], minlength=images),
+            "expected_wrong": np.bincount(here, weights=self.error_proba, minlength=images),
+        }
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or its number where it has none."""
@@ -260,77 +238,60 @@ class Analysis:
                 yield Group(self.class_name(one), predicted.label == one, true.label == one)
         elif by == "size":
             sides = size_borders(true.size[self.real])
-            at, there = (np.searchsorted(sides**2, one.size, "right") for one in (predicted, true))
+            here, there = (np.searchsorted(sides**2, b.size, "right") for b in (predicted, true))
             for place, name in enumerate(_size_names(sides)):
-                yield Group(name, at == place, there == place)
+                yield Group(name, here == place, there == place)
         elif by == "score":
-            at = np.clip(np.searchsorted(_SCORES, predicted.score, "right") - 1, 0, 4)
-            for place in range(len(_SCORES) - 1):
-                name = f"{_SCORES[place]:.1f} to {_SCORES[place + 1]:.1f}"
-                yield Group(name, at == place, np.zeros(len(true), np.bool_))
+            nothing = np.zeros(len(true), np.bool_)
+            here = np.clip(np.searchsorted(_SCORES, predicted.score, "right"), 1, 5)
+            for place, (low, high) in enumerate(pairwise(_SCORES.tolist()), 1):
+                yield Group(f"{low:.1f} to {high:.1f}", here == place, nothing)
         else:
             raise InputError(f"by must be one of {', '.join(get_args(By))} or None, got {by!r}")
 
     def _cost(self, name: str, which: Bools) -> float | None:
-        """Return what AP50 would gain if some errors of one type were mended."""
-        label, right = self.boxes.predicted.label, np.zeros(len(which), np.bool_)
         if name == "class":
-            right = which & (self.label >= 0)
-            label = np.where(right, self.label, label)
-        elif name == "place":
-            own = which & (self.label == label)
-            right = own & np.isin(self.kind, ("M", "SG"))
-            right[self._best_pieces(np.flatnonzero(own & (self.kind == "SP")))] = True
-        return self._gain(label, right, gone=which & ~right)
-
-    def _gain(
-        self,
-        label: Integers | None = None,
-        right: Bools | None = None,
-        gone: Bools | None = None,
-        missed: Bools | None = None,
-    ) -> float | None:
-        """Return how much higher AP50 is with other labels, with more right boxes, or with less."""
-        before = self.boxes.predicted.label
-        counts, was_right = self.counted
-        after = before if label is None else label
-        right = was_right if right is None else was_right | right
-        counts = counts if gone is None else counts & (was_right | ~gone)
-        less = self.truths
-        if missed is not None:
-            less = less - np.bincount(self.boxes.true.label[missed], minlength=len(less))
-        # only classes that something has changed in are worked out again
-        changed = (after != before) | (right != was_right) | (counts != self.counted[0])
-        classes = np.union1d(before[changed], after[changed])
-        some = np.isin(after, classes)
-        new = self._precisions(after, counts & some, right, np.where(_listed(classes, less), less, 0))
-        if missed is None:
-            found = {**self.ap50, **new}
-        else:
-            found = self._precisions(before, *self.counted, less)
-        if not found or not self.ap50:
-            return None
-        return float(np.mean(list(found.values())) - np.mean(list(self.ap50.values())))
-
-    def _precisions(
-        self, label: Integers, counted: Bools, right: Bools, truths: Integers
-    ) -> dict[int, float]:
-        order = in_turn(self.boxes.predicted.score, counted)
-        return precisions(label[order], right[order], truths)
-
-    def _best_pieces(self, rows: Integers) -> Integers:
-        """Return those of some split boxes that fit their true box best, one of each true box."""
-        pieces, true = self.boxes.predicted[rows], self.boxes.true
-        images = len(self.boxes.images)
-        counts = [np.bincount(one.image, minlength=images) for one in (pieces, true)]
-        pairs = overlaps(pieces.corners, counts[0], true.corners, counts[1])
-        pairs = pairs[self.real[pairs.second] & (pieces.label[pairs.first] == true.label[pairs.second])]
-        pairs = pairs[np.lexsort((-pairs.iou, pairs.first))]
-        own = np.unique(pairs.first, return_index=True)[1]  # the true box that each piece is of
-        pairs = pairs[own][np.argsort(-pairs.iou[own], kind="stable")]
-        return rows[pairs.first[np.unique(pairs.second, return_index=True)[1]]]
+            return self.costs.of_class(which, self.label)
+        if name == "place":
+            return self.costs.of_place(which, self.label, self.iou, self.kind == "SP")
+        return self.costs.of_presence(which)
 
 
+def size_borders(sizes: Floats) -> Floats:
+    """Return the sides of the squares that part small from medium from large boxes, in pixels.
+
+    COCO's, or those of thirds where one of COCO's sizes would hold almost all boxes.
+
+    Args:
+        sizes: Areas of the true boxes in square pixels, shape (m,).
+    """
+    borders = np.array(_SIDES)
+    shares = np.bincount(np.searchsorted(borders**2, sizes, "right"), minlength=3)
+    if not len(sizes) or shares.max() <= _LOPSIDED * len(sizes):
+        return borders
+    return np.sqrt(np.quantile(sizes, (1 / 3, 2 / 3)))
+
+
+def _size_names(sides: Floats) -> tuple[str, str, str]:
+    small, large = (f"{side:.0f}\u00b2" for side in sides)
+    return f"small (below {small} px)", "medium", f"large ({large} px and above)"
+
+
+def _mean(values: Array) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+_TYPES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("group", "type", "kinds")),
+        *((name, pa.int64()) for name in ("n", "of")),
+        *(
+            (name, pa.float64())
+            for name in ("share", "mean_score", "mean_error_proba", "ap50_cost")
+        ),
+    ]
+)
 _CLASSES = pa.schema(
     [
         ("label", pa.int64()),

@@ -118,9 +118,9 @@ def average_precision_50(
     return precisions(predicted.label[order], right[order], class_counts(true))
 
 
-def class_counts(true: Boxes) -> Integers:
-    """Return how many true boxes each class has, shape (classes,); ignore regions are none."""
-    return np.bincount(true.label[~true.ignored & (true.label >= 0)], minlength=1)
+def class_counts(true: Boxes, classes: int = 1) -> Integers:
+    """Return how many true boxes each of at least `classes` has; ignore regions are none."""
+    return np.bincount(true.label[~true.ignored & (true.label >= 0)], minlength=classes)
 
 
 def judged(

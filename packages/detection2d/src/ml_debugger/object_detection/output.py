@@ -139,6 +139,8 @@ class DetectionOutput:
             `ml_debugger.object_detection.statistics`. None where that is not known.
         size: Height and width of the image, in pixels; None where that is not known.
         placement: Where the image lies in what the network saw; None where it is all of it.
+        hidden: What the head said where the user sees no box; see
+            `ml_debugger.object_detection.statistics.HIDDEN`. None where that is not known.
     """
 
     boxes: Tensor
@@ -149,6 +151,7 @@ class DetectionOutput:
     statistics: Tensor | None = None
     size: tuple[int, int] | None = None
     placement: Placement | None = None
+    hidden: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -2,7 +2,7 @@
 
 from ml_debugger.core.records import Column, TaskSchema
 from ml_debugger.object_detection.matching import KINDS
-from ml_debugger.object_detection.statistics import NAMES
+from ml_debugger.object_detection.statistics import HIDDEN, NAMES
 
 #: Corners of a box, in pixels of the image that the model was given.
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -20,6 +20,11 @@ SCHEMA = TaskSchema(
         Column("label", int),
         *(Column(name, float) for name in CORNERS),
         Column("ignored", bool),
+    ),
+    inputs=(
+        Column("image_height", int),
+        Column("image_width", int),
+        *(Column(name, float) for name in HIDDEN),
     ),
     statistics=NAMES,
     aspects=("det", "cls"),

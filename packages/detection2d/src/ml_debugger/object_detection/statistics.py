@@ -33,9 +33,14 @@ NAMES = (
     "rival_margin",
 )
 
+#: What is said of an image: candidates that overlap no visible box by an IoU of at least 0.5;
+#: those that overlap each other share one vote.
+HIDDEN = ("hidden_count", "hidden_score_sum", "hidden_score_max")
+
 #: Candidates with a lower score than this are not looked at, nor more than so many of an image.
 FLOOR = 0.01
 MOST = 1000
+_MOST_HIDDEN = 200
 
 _OVERLAP = 0.5
 
@@ -110,6 +115,21 @@ def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
         rival,
         _log_odds(rival) - _log_odds(seen.scores),
     ]
+
+
+def hidden(seen: Detections, rows: HeadRows | None) -> tuple[float, ...]:
+    """Return what the head said where the user sees no box: the values of `HIDDEN`, or NaN."""
+    if rows is None:
+        return (float("nan"),) * len(HIDDEN)
+    row, label, score = candidates(rows)
+    boxes = rows.boxes_of(row, label).float()
+    apart = ~(pairwise_iou(boxes, seen.boxes.float()) >= _OVERLAP).any(1)
+    boxes, score = boxes[apart][:_MOST_HIDDEN], score[apart][:_MOST_HIDDEN]
+    if len(score) == 0:
+        return (0.0,) * len(HIDDEN)
+    votes = (pairwise_iou(boxes, boxes) >= _OVERLAP).sum(1).clamp(min=1)
+    found = torch.stack([(1 / votes).sum(), (score / votes).sum(), score[0]])
+    return tuple(found.tolist())
 
 
 def candidates(rows: HeadRows) -> tuple[Tensor, Tensor, Tensor]:

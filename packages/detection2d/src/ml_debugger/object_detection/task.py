@@ -25,6 +25,9 @@ from ..training.object_detection.object_detection_torchtracer import (
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.report_page.section import Section
+    from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
+    from ml_debugger.core.evaluation.result import Result
 
 __all__ = [
     "ObjectDetectionDataFilter",
@@ -63,3 +66,10 @@ class ObjectDetectionTask(Task):
     @override
     def missed_codes(label: NDArray[Any]) -> Sequence[str]:
         return judging.missed_codes(np.asarray(label))
+
+    @staticmethod
+    @override
+    def sections(result: "Result", pictures: "Thumbnails") -> "Sequence[Section]":
+        from ml_debugger.object_detection.report import sections
+
+        return sections(result, pictures)

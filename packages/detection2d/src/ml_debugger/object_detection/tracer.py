@@ -22,7 +22,7 @@ from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import DetectionOutput, ImageOutput, NMSConfig
 from ml_debugger.object_detection.pooling import pool_boxes
 from ml_debugger.object_detection.schema import CORNERS, SCHEMA
-from ml_debugger.object_detection.statistics import statistics
+from ml_debugger.object_detection.statistics import HIDDEN, hidden, statistics
 
 _LAYER = "layer."  # before the name of a tap that a target layer has
 _call = threading.local()
@@ -263,6 +263,7 @@ def _recorded(image: ImageOutput) -> DetectionOutput:
         statistics=statistics(seen, rows, made_by, image.size),
         size=image.size,
         placement=image.placement,
+        hidden=hidden(seen, rows),
     )
 
 
@@ -303,7 +304,17 @@ def _units(
         if name == "logits" or name.startswith("feature."):
             finite &= (values * 0).sum(1) == 0
     counts = torch.tensor([len(one) for one in images], dtype=torch.int32)
-    return Units({**columns, "finite": finite}, counts)
+    return Units({**columns, "finite": finite}, counts, _of_images(images))
+
+
+def _of_images(images: Sequence[DetectionOutput]) -> dict[str, Tensor]:
+    nothing = (float("nan"),) * len(HIDDEN)
+    about = torch.tensor([one.hidden or nothing for one in images]).reshape(-1, len(HIDDEN))
+    found = dict(zip(HIDDEN, about.unbind(1), strict=True))
+    if all(one.size is not None for one in images):
+        sizes = torch.tensor([one.size for one in images], dtype=torch.int64).reshape(-1, 2)
+        found |= {"image_height": sizes[:, 0], "image_width": sizes[:, 1]}
+    return found
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor:

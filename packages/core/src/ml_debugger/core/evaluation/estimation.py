@@ -14,9 +14,11 @@ from ml_debugger.core.evaluation.bootstrap import METRICS, Bootstrap, Score
 from ml_debugger.core.evaluation.estimator import Asked, ErrorModel, Estimates
 from ml_debugger.core.evaluation.folder import Curve, Metrics
 from ml_debugger.core.evaluation.labelled import LabelledUnits
+from ml_debugger.core.evaluation.omissions import Omissions, predictors_of
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.evaluation.proof import OURS, Proof
 from ml_debugger.core.evaluation.zones import ZoneRules
+from ml_debugger.core.records import TaskSchema, owners
 from ml_debugger.core.task import Verdict
 
 #: Most units that an error model is fitted on; the others are estimated like unseen ones.
@@ -53,6 +55,9 @@ class Estimated:
         codes: Error codes, a dictionary array of text.
         aspects: Of each aspect that the task names, the probability that a unit is wrong in it if
             it is right in those before, float32.
+        omissions: Tells how many were missed in an input; None where none can be.
+        inputs: The inputs, with `expected_wrong` and, where some can be missed,
+            `expected_missed`; None for a task in which every input is one unit.
         metrics: Figures over all units.
         baselines: Figures of ours and other scores, over units of the fit; see `Proof.table`.
         curves: Risk-coverage curves of the same.
@@ -68,6 +73,8 @@ class Estimated:
     zones: NDArray[np.int8]
     codes: pa.DictionaryArray
     aspects: dict[str, NDArray[np.float32]]
+    omissions: Omissions | None
+    inputs: pa.Table | None
     metrics: Metrics
     baselines: dict[str, dict[str, float | None]]
     curves: dict[str, Curve]
@@ -78,7 +85,7 @@ def estimate(
     coder: Coder,
     options: EvaluationOptions,
     advance: Advance,
-    kinds: int = 0,
+    schema: TaskSchema,
 ) -> Estimated:
     """Fit an error model and say of each unit how likely it is wrong, and why.
 
@@ -92,7 +99,7 @@ def estimate(
         coder: Names errors in the task's grammar.
         options: The options of the evaluation.
         advance: Told how many units more are done; all in all twice as many as there are.
-        kinds: How many kinds of error the task names.
+        schema: The task's.
 
     Raises:
         InputError: There are not as many class names as classes.
@@ -121,7 +128,7 @@ def estimate(
         groups=None if groups is None else groups[rows],
         max_references=options.max_references,
         progress=fit_progress,
-        asked=_asked(units.verdict.take(rows), kinds),
+        asked=_asked(units.verdict.take(rows), len(schema.kinds)),
         **settings,
     )
     part = np.searchsorted(rows, chosen_rows(units, rows, MAX_COMPARED, options.seed))
@@ -162,6 +169,7 @@ def estimate(
         piece = rest[start : start + AT_ONCE]
         out.put(piece, model.estimate(units.observations(piece)))
         advance(2 * len(piece))
+    omissions, inputs = _inputs(units, out.error_proba, schema)
     return Estimated(
         model=model,
         rules=rules,
@@ -173,6 +181,8 @@ def estimate(
         zones=out.zones,
         codes=pa.DictionaryArray.from_arrays(pa.array(out.code), pa.array(list(out.texts))),
         aspects=out.aspects,
+        omissions=omissions,
+        inputs=inputs,
         metrics=figures(
             out.error_proba[units.judged],
             wrong[units.judged],
@@ -218,6 +228,28 @@ class _Collected:
         self.plausible[rows] = found.plausible
         self.zones[rows] = zones
         self.code[rows] = [self.texts.setdefault(code, len(self.texts)) for code in codes]
+
+
+def _inputs(
+    units: LabelledUnits, error_proba: NDArray[np.float32], schema: TaskSchema
+) -> tuple[Omissions | None, pa.Table | None]:
+    """Say of each input how many units are probably wrong, and how many were missed."""
+    if not schema.inputs:
+        return None, None
+    table, counts = units.inputs(), units.counts()
+    owner = owners(counts, len(counts))
+    judged = np.where(units.judged, error_proba, 0)
+    expected = np.bincount(owner, judged, len(counts))
+    table = table.append_column("expected_wrong", pa.array(expected))
+    if "missed" not in table.column_names:
+        return None, table
+    names = tuple(column.name for column in schema.inputs)
+    known = {name: table.column(name).to_numpy() for name in names}
+    predictors = predictors_of(known, counts, error_proba, units.score)
+    _, groups = np.unique(table.column("input_id").to_numpy(), return_inverse=True)
+    missed = table.column("missed").to_numpy()
+    omissions, found = Omissions.fit(names, predictors, missed, groups)
+    return omissions, table.append_column("expected_missed", pa.array(found))
 
 
 def _asked(verdict: Verdict, kinds: int) -> Asked | None:

@@ -1,8 +1,8 @@
 """The folder a result is saved in: what it holds, and how it becomes visible whole or not at all.
 
 `result.json` (everything scalar), `model.safetensors` (the error model's arrays),
-`units.parquet` (one row an evaluated unit) and, of tasks that can miss something,
-`truths.parquet` (one row an actual unit). Nothing in it is
+`units.parquet` (one row an evaluated unit) and, of tasks whose inputs have several units,
+`truths.parquet` (one row an actual unit) and `inputs.parquet` (one row an input). Nothing in it is
 executable, so a folder from a stranger is safe to open.
 """
 
@@ -29,6 +29,7 @@ MANIFEST = "result.json"
 ARRAYS = "model.safetensors"
 UNITS = "units.parquet"
 TRUTHS = "truths.parquet"
+INPUTS = "inputs.parquet"
 
 
 class _Frozen(BaseModel):
@@ -134,6 +135,7 @@ class Manifest(_Frozen):
     curves: dict[str, Curve] = Field(default_factory=dict)
     rules: dict[str, Any]
     error_model: dict[str, Any]
+    omissions: dict[str, Any] | None = None
     made_by: str = ""
 
     @property
@@ -173,7 +175,7 @@ def write(
     manifest: Manifest,
     arrays: Mapping[str, NDArray[Any]],
     units: pa.Table,
-    truths: pa.Table | None,
+    extra: Mapping[str, pa.Table | None],
 ) -> None:
     """Fill a folder with a result."""
     import pyarrow.parquet as pq
@@ -183,8 +185,9 @@ def write(
     (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, str(draft / ARRAYS))
     pq.write_table(units, draft / UNITS, compression="zstd")
-    if truths is not None:
-        pq.write_table(truths, draft / TRUTHS, compression="zstd")
+    for name, table in extra.items():
+        if table is not None:
+            pq.write_table(table, draft / name, compression="zstd")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -228,7 +231,7 @@ def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """Read the table `UNITS` or `TRUTHS`."""
+    """Read the table `UNITS`, `TRUTHS` or `INPUTS`."""
     import pyarrow.parquet as pq
 
     try:

@@ -112,6 +112,38 @@ class LabelledUnits:
         """Return a predicted scalar column of all units."""
         return _joined([np.asarray(one.records.column(f"predicted/{name}")) for one in self.parts])
 
+    def inputs(self) -> pa.Table:
+        """Return the inputs that the units belong to, also those without a unit.
+
+        One row each: `input_id`, `dataset_type`, `n_epoch`, `run`, how many `units` it has and how
+        many are `wrong`, how many actual ones are `missed`, and its other columns.
+        """
+        tables = []
+        for part, missed in zip(self.parts, self._missed, strict=True):
+            records = part.records
+            counts = records.counts("predicted")
+            owner = owners(counts, len(counts))
+            wrong = (self.wrong & self.judged)[part.start : part.stop]
+            judged = self.judged[part.start : part.stop]
+            columns = {name: _plain_text(records.column(full)) for name, full in _INPUT.items()}
+            columns["units"] = pa.array(np.bincount(owner, judged, len(counts)).astype(np.int64))
+            columns["wrong"] = pa.array(np.bincount(owner, wrong, len(counts)).astype(np.int64))
+            if missed is not None:
+                truths = records.counts("actual")
+                of_truths = owners(truths, len(truths))
+                lost = np.bincount(of_truths, missed, len(truths)).astype(np.int64)
+                columns["missed"] = pa.array(lost)
+            for full in self.fields():
+                side, _, name = full.partition("/")
+                if side == "input":
+                    columns[name] = _plain_text(records.column(full))
+            tables.append(pa.table(columns))
+        return pa.concat_tables(tables)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many units each input has, in the order of `inputs`."""
+        return _joined([np.asarray(one.records.counts("predicted")) for one in self.parts])
+
     def truths(self) -> pa.Table | None:
         """Return the actual units; None for a task in which none can be missed.
 

@@ -69,7 +69,7 @@ def evaluate(
         warn(text, stacklevel=3)
     units = selection.units
     with progress(2 * len(units), f"evaluating {model_version}") as advance:
-        estimated = estimate(units, task.codes, chosen, advance, len(task.schema.kinds))
+        estimated = estimate(units, task.codes, chosen, advance, task.schema)
 
     manifest = saved.Manifest(
         # Again, for another evaluation may have taken the name that was free above.
@@ -91,12 +91,13 @@ def evaluate(
         class_names=None if chosen.class_names is None else list(chosen.class_names),
         architecture_hash=repository.architecture_hash,
         layers=selection.units.layers,
-        fields=[field_name(full) for full in selection.units.fields()],
+        fields=[field_name(full) for full in _users_fields(units, task.schema)],
         metrics=estimated.metrics,
         baselines=estimated.baselines,
         curves=estimated.curves,
         rules=estimated.rules.model_dump(mode="json"),
         error_model=estimated.model.settings(),
+        omissions=None if estimated.omissions is None else estimated.omissions.settings(),
         made_by=_made_by(),
     )
     return save(store, manifest, estimated, units, task.schema)
@@ -124,7 +125,8 @@ def save(
         shutil.rmtree(place)
     with saved.being_written(place) as draft:
         table = units_table(units, estimated, schema)
-        saved.write(draft, manifest, estimated.model.arrays(), table, units.truths())
+        extra = {saved.TRUTHS: units.truths(), saved.INPUTS: estimated.inputs}
+        saved.write(draft, manifest, estimated.model.arrays(), table, extra)
     try:
         store.drop_estimates(name)  # of an evaluation that was killed before it was done
         for part in units.parts:
@@ -271,9 +273,15 @@ def units_table(units: LabelledUnits, estimated: Estimated, schema: TaskSchema) 
     recorded = [one.name for one in schema.extracted_feature if one.name not in columns]
     columns |= {name: units.column(name) for name in recorded}
     table = pa.table(columns)
-    for full in units.fields():
+    for full in _users_fields(units, schema):
         table = table.append_column(field_name(full), units.of_inputs(full))
     return table if units.judged.all() else table.filter(pa.array(units.judged))
+
+
+def _users_fields(units: LabelledUnits, schema: TaskSchema) -> list[str]:
+    """Return the additional columns that users declared, as `input/<name>`, `label/<name>`."""
+    own = {f"input/{column.name}" for column in schema.inputs}
+    return [full for full in units.fields() if full not in own]
 
 
 def field_name(full: str) -> str:

@@ -4,16 +4,18 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from ml_debugger.core.errors import StoreError
+from ml_debugger.core.errors import StoreError, TaskNotInstalledError
 from ml_debugger.core.evaluation import frames
 from ml_debugger.core.evaluation.report_page import maps, plots
-from ml_debugger.core.evaluation.report_page.marks import MARKS, score_name
+from ml_debugger.core.evaluation.report_page.marks import MARKS, class_name, score_name
+from ml_debugger.core.evaluation.report_page.samples import missed_units, sample_groups
+from ml_debugger.core.evaluation.report_page.section import Cell, Section
 from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
 from ml_debugger.core.evaluation.report_page.verdict import UNKNOWN, percent, verdict
 from ml_debugger.core.evaluation.summary import Summary
@@ -29,16 +31,6 @@ TEMPLATE = "report.html.jinja"
 MATRIX_CLASSES = 20
 LISTED = 20
 JUDGED = ("auroc", "aurc", "augrc", "brier", "ece")
-PICTURED = 24
-
-
-class SampleGroup(NamedTuple):
-    """Some units worth a look, and why."""
-
-    title: str
-    hint: str
-    total: int
-    rows: list[dict[str, Any]]
 
 
 def write_report(
@@ -82,24 +74,30 @@ def render_report(result: "Result", images: Any = None, title: str | None = None
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda n: f"{n:,}"
     environment.filters["figure"] = figure
+    environment.filters["cell"] = cell
     summary = result.summary()
     thumbnails = Thumbnails(images)
     groups = sample_groups(result, thumbnails)
+    sections = task_sections(result, thumbnails)
+    drawn = figures(result) | section_figures(sections)
+    missed = missed_units(result)
     return environment.get_template(TEMPLATE).render(
         title=title or f"{result.model_name} / {result.version_name}",
         result=result,
         manifest=result.manifest,
         summary=summary,
-        cards=cards(summary),
+        cards=cards(summary, missed),
         verdict=verdict(result, summary),
         marks=MARKS,
         zones=result.zones(as_="arrow").to_pylist(),
-        figures={name: _script(drawn) for name, drawn in figures(result).items()},
+        figures={name: _script(one) for name, one in drawn.items()},
+        sections=sections,
         confusions=confusions(result),
         codes=result.error_codes(as_="arrow").slice(0, 200).to_pylist(),
         reliability=reliability_bins(result),
         baselines=baseline_rows(result),
         groups=groups,
+        kinds="kind" in result.to_arrow().column_names,
         pictures=bool(thumbnails),
         picture_problem=thumbnails.problem,
         pictures_failed=thumbnails.failed,
@@ -116,8 +114,41 @@ def figure(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
-def cards(summary: Summary) -> list[tuple[str, str, str]]:
-    """Return the headline figures: what, how much, and how sure."""
+def cell(value: Cell) -> str:
+    """Return a cell of a section's table in words."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else figure(value)
+
+
+def task_sections(result: "Result", thumbnails: Thumbnails) -> Sequence[Section]:
+    """Return what the task adds to the page; nothing where its package is not installed."""
+    from ml_debugger.core.task import task_named
+
+    try:
+        task = task_named(result.manifest.task)
+    except TaskNotInstalledError:
+        return ()
+    return task.sections(result, thumbnails)
+
+
+def section_figures(sections: Sequence[Section]) -> "dict[str, go.Figure]":
+    """Return the figures of sections and their parts by their names on the page."""
+    numbered = [
+        (f"section_{at}_{below}", one.figure)
+        for at, section in enumerate(sections)
+        for below, one in enumerate((section, *section.parts))
+    ]
+    return {name: drawn for name, drawn in numbered if drawn is not None}
+
+
+def cards(summary: Summary, missed: int | None = None) -> list[tuple[str, str, str]]:
+    """Return the headline figures: what, how much, and how sure.
+
+    Args:
+        summary: The figures.
+        missed: How many true units were missed, in a task in which that can be.
+    """
     stable = summary.zones.get("stable_coverage", 0)
     critical = summary.zones.get("critical_hotspot", 0)
     n = max(summary.n, 1)
@@ -130,13 +161,16 @@ def cards(summary: Summary) -> list[tuple[str, str, str]]:
     ends = ""
     if summary.auroc_low is not None and summary.auroc_high is not None:
         ends = f"{summary.auroc_low:.3f} to {summary.auroc_high:.3f}; "
+    found = [] if missed is None else [("Missed", f"{missed:,}", "true units without a prediction")]
     return [
         (
-            "Accuracy",
+            # where there is no limit to what can be predicted, that is what a share of it is called
+            "Accuracy" if missed is None else "Precision",
             percent(summary.accuracy),
             f"{percent(summary.accuracy_low)} to {percent(summary.accuracy_high)}",
         ),
         ("Wrong", f"{summary.errors:,}", f"of {summary.n:,} units"),
+        *found,
         (
             "Errors found (AUROC)",
             UNKNOWN if summary.auroc is None else f"{summary.auroc:.3f}",
@@ -164,7 +198,8 @@ def figures(result: "Result") -> dict[str, "go.Figure"]:
     }
     if result.manifest.n_class <= MATRIX_CLASSES:
         counts = frames.confusion(result.to_arrow(), result.manifest.n_class)
-        drawn["confusion"] = maps.confusion_figure(counts, result.class_names)
+        nothing = "none of them" if missed_units(result) is None else "nothing"
+        drawn["confusion"] = maps.confusion_figure(counts, result.class_names, nothing)
     return drawn
 
 
@@ -183,7 +218,10 @@ def _script(drawn: "go.Figure") -> Markup:
 def confusions(result: "Result") -> list[dict[str, Any]]:
     """Return the most frequent confusions of two classes, the largest first."""
     units = result.to_arrow()
-    wrong = units.filter(units.column("wrong")).select(["label", "prediction"])
+    # where a unit can be wrong in another way, its class may still be the true one
+    same = pc.fill_null(pc.equal(units.column("label"), units.column("prediction")), False)
+    wrong = pc.and_not(units.column("wrong"), same)
+    wrong = units.filter(wrong).select(["label", "prediction"])
     if not len(wrong):
         return []
     pairs = wrong.group_by(["label", "prediction"], use_threads=False)
@@ -193,25 +231,16 @@ def confusions(result: "Result") -> list[dict[str, Any]]:
         one["values"]: one["counts"]
         for one in pc.value_counts(units.column("label").combine_chunks()).to_pylist()
     }
-    names = result.class_names
+    names, missed = result.class_names, missed_units(result)
     return [
         {
-            "label": class_name(one["label"], names),
+            "label": class_name(one["label"], names, missed),
             "prediction": class_name(one["prediction"], names),
             "n": one["count_all"],
             "share": one["count_all"] / totals[one["label"]],
         }
         for one in grouped.sort_by(order).slice(0, LISTED).to_pylist()
     ]
-
-
-def class_name(number: int | None, names: Sequence[str]) -> str:
-    """Return a class in words: its number, and its name where it has one."""
-    if number is None:
-        return "none of the classes"
-    if not 0 <= number < len(names) or names[number] == str(number):
-        return str(number)
-    return f"{names[number]} ({number})"
 
 
 def baseline_rows(result: "Result") -> list[dict[str, Any]]:
@@ -246,54 +275,3 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     """Return the interval of a figure in words; nothing where there is none."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return "" if low is None or high is None else f"{figure(low)} to {figure(high)}"
-
-
-def sample_groups(result: "Result", thumbnails: Thumbnails) -> list[SampleGroup]:
-    """Return the units a reader should see first, in groups that ask for different things."""
-    wrong = result.errors(as_="arrow")
-    confident = wrong.sort_by([("score", "descending"), ("input_id", "ascending")])
-    suspect = result.errors(kind="suspect_label", as_="arrow").sort_by(
-        [("error_proba", "ascending"), ("input_id", "ascending")]
-    )
-    outliers = result.samples(zone="aleatoric_hotspot", as_="arrow").sort_by(
-        [("outlier", "ascending"), ("input_id", "ascending")]
-    )
-    groups = [
-        (
-            "Expected errors",
-            "Wrong units with the highest error probability: what the model is bad at.",
-            wrong,
-        ),
-        (
-            "Confident errors",
-            "Wrong units with the highest score: what a confidence threshold would let through.",
-            confident,
-        ),
-        (
-            "Labels worth a second look",
-            "Wrong by annotation, while the features side with the prediction: a wrong label, or "
-            "a mistake that the features share.",
-            suspect,
-        ),
-        (
-            "Outliers",
-            "Units unlike the rest of the evaluated data, right or wrong: the strangest first.",
-            outliers,
-        ),
-    ]
-    limit = PICTURED if thumbnails else LISTED
-    return [
-        SampleGroup(title, hint, len(units), _rows(units.slice(0, limit), result, thumbnails))
-        for title, hint, units in groups
-        if len(units)
-    ]
-
-
-def _rows(units: Any, result: "Result", thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    names = result.class_names
-    rows: list[dict[str, Any]] = units.to_pylist()
-    for row in rows:
-        row["predicted"] = class_name(row["prediction"], names)
-        row["truth"] = class_name(row["label"], names)
-        row["picture"] = thumbnails[row["input_id"]]
-    return rows

@@ -139,6 +139,24 @@ class Result(SavedResult):
         """
         return as_frame(self._ordered(self._units, code=code, zone=zone), as_)
 
+    def inputs(self, as_: FrameKind = "pandas") -> Any:
+        """Return the evaluated inputs, in a task whose inputs have several units or none.
+
+        Returns:
+            A frame with a row an input: `input_id`, `dataset_type`, `n_epoch`, `run`, `units`,
+            `wrong`, `missed`, the task's columns of inputs, the additional fields,
+            `expected_wrong` (the sum of its units' error probabilities) and `expected_missed` (by
+            a fit to the other folds).
+
+        Raises:
+            InputError: In this task every input is one unit.
+        """
+        if self._inputs is None:
+            raise InputError(
+                f"in the task {self.manifest.task} every input is one unit: see samples()"
+            )
+        return as_frame(self._inputs, as_)
+
     def truths(self, missed: bool | None = None, as_: FrameKind = "pandas") -> Any:
         """Return what was true of the evaluated inputs, in a task that can miss something.
 

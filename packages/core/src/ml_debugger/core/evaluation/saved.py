@@ -13,6 +13,7 @@ from ml_debugger.core.evaluation.frames import as_frame
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import ErrorModel
+    from ml_debugger.core.evaluation.omissions import Omissions
     from ml_debugger.core.evaluation.zones import ZoneRules
 
 
@@ -135,9 +136,23 @@ class SavedResult:
 
     @cached_property
     def _truths(self) -> pa.Table | None:
-        if not (self.folder / files.TRUTHS).exists():
-            return None
-        return files.read_table(self.folder, files.TRUTHS)
+        return self._table(files.TRUTHS)
+
+    @cached_property
+    def _inputs(self) -> pa.Table | None:
+        return self._table(files.INPUTS)
+
+    @cached_property
+    def omissions(self) -> "Omissions | None":
+        """What tells how much was probably missed in an input; None where nothing can be."""
+        from ml_debugger.core.evaluation.omissions import Omissions
+
+        settings = self.manifest.omissions
+        return None if settings is None else Omissions.restore(settings)
+
+    def _table(self, name: str) -> pa.Table | None:
+        there = (self.folder / name).exists()
+        return files.read_table(self.folder, name) if there else None
 
     def __len__(self) -> int:
         """Return the number of evaluated units."""

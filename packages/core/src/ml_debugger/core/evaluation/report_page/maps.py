@@ -126,15 +126,18 @@ def _mark(figure: go.Figure, text: str, x: float, y: float, **anchors: str) -> N
     )
 
 
-def confusion_figure(counts: NDArray[np.int64], names: Sequence[str]) -> go.Figure:
+def confusion_figure(
+    counts: NDArray[np.int64], names: Sequence[str], nothing: str = "none of them"
+) -> go.Figure:
     """Draw the confusion matrix; the diagonal is left pale, for it is the errors that matter.
 
     Args:
         counts: As `frames.confusion` gives them, one more row than columns.
         names: One name a class.
+        nothing: The name of the last row.
     """
     labels = [escape(_clipped(name, 14)) for name in names]
-    rows = [*labels, "none of them"]
+    rows = [*labels, nothing]
     if not counts[-1].any():
         counts, rows = counts[:-1], rows[:-1]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -1,5 +1,6 @@
-"""How zones and scores look and are called, wherever they are shown."""
+"""How zones, scores and classes look and are called, wherever they are shown."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -41,3 +42,19 @@ SCORE_NAMES = {
 def score_name(name: str) -> str:
     """Return a score's name in words."""
     return SCORE_NAMES.get(name, name.replace("_", " "))
+
+
+def class_name(number: int | None, names: Sequence[str], missed: int | None = None) -> str:
+    """Return a class in words: its number, and its name where it has one.
+
+    Args:
+        number: The class; None where a unit is of none.
+        names: One name a class.
+        missed: As `missed_units` gives it; in a task in which units can be missed, a unit may
+            also be predicted where there is none.
+    """
+    if number is None:
+        return "none of the classes" if missed is None else "nothing"
+    if not 0 <= number < len(names) or names[number] == str(number):
+        return str(number)
+    return f"{names[number]} ({number})"

@@ -15,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.evaluation.report_page.section import View
 
 SIZE = 96
 _LARGEST = 100_000_000
 _KEYS = ("image", "img", "pixel_values")
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of EXIF's orientation, whose tag this is:
+_ORIENTATION = 0x0112
+
+#: Left, upper, right and lower edge, in pixels.
+Window = tuple[float, float, float, float]
 
 
 class Thumbnails:
@@ -44,10 +50,22 @@ class Thumbnails:
         return self._get is not None
 
     def __getitem__(self, input_id: str) -> str | None:
+        view = self.view(input_id, self._size)
+        return None if view is None else view.uri
+
+    def view(self, input_id: str, size: int, window: Window | None = None) -> View | None:
+        """Return the picture of an input, or a part of it; None where it cannot be shown.
+
+        Args:
+            input_id: Whose.
+            size: Of the square that it fits, in pixels; a larger one is made smaller.
+            window: The part to show, in pixels of the picture as it is stored; what lies outside
+                the picture is left away.
+        """
         if self._get is None:
             return None
         try:
-            return data_uri(self._get(input_id), self._size)
+            return picture_view(self._get(input_id), size, window)
         except Exception as error:  # noqa: BLE001  # user code and user data: anything may happen
             self.failed += 1
             self.problem = self.problem or f"{input_id}: {type(error).__name__}: {error}"
@@ -80,11 +98,42 @@ def data_uri(image: Any, size: int = SIZE) -> str:
     Raises:
         TypeError, ValueError, OSError, ImportError: It is not a picture, or cannot be read.
     """
-    pixels = _fit(_as_pixels(image, size), size)
-    return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode("ascii")
+    return str(picture_view(image, size).uri)
 
 
-def _as_pixels(image: Any, size: int) -> NDArray[np.uint8]:
+def picture_view(image: Any, size: int, window: Window | None = None) -> View:
+    """Return a picture or a part of it, and where that lies; see `Thumbnails.view`.
+
+    Raises:
+        TypeError, ValueError, OSError, ImportError: It is not a picture, or cannot be read.
+    """
+    # a part is cut out of the whole, which must not have been made smaller before
+    pixels, (height, width) = _as_pixels(image, size if window is None else None)
+    left, top = 0, 0
+    if window is not None:
+        left, top, right, bottom = _inside(window, width, height)
+        pixels = pixels[top:bottom, left:right]
+        height, width = bottom - top, right - left
+    png = base64.b64encode(_png(_fit(pixels, size))).decode("ascii")
+    return View("data:image/png;base64," + png, left, top, width, height)
+
+
+def _inside(window: Window, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the whole pixels of a window that lie in a picture; all of it if none do."""
+    low = np.floor(np.clip(window[:2], 0, (width, height))).astype(int)
+    high = np.ceil(np.clip(window[2:], 0, (width, height))).astype(int)
+    if not (high > low).all():
+        return 0, 0, width, height
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _as_pixels(image: Any, size: int | None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return a picture's pixels, perhaps of fewer than it has, and its true height and width.
+
+    Args:
+        image: Any kind of picture.
+        size: Side of the square that it will have to fit, if it need not be whole.
+    """
     if isinstance(image, Mapping):  # an item of a data set, by name
         image = next(image[key] for key in _KEYS if key in image)
     if isinstance(image, tuple) and image:
@@ -92,24 +141,33 @@ def _as_pixels(image: Any, size: int) -> NDArray[np.uint8]:
     if isinstance(image, str | os.PathLike):
         return _opened(image, size)
     if hasattr(image, "convert"):  # PIL, without importing it
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
+        return pixels, (pixels.shape[0], pixels.shape[1])
     if hasattr(image, "detach"):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     array = np.asarray(image)
     if array.dtype == object or array.size == 0 or array.size > _LARGEST:
         raise ValueError(f"not a picture: {type(image).__name__} of shape {array.shape}")
-    return _as_bytes(_channels_last(array))
+    pixels = _as_bytes(_channels_last(array))
+    return pixels, (pixels.shape[0], pixels.shape[1])
 
 
-def _opened(path: "str | os.PathLike[str]", size: int) -> NDArray[np.uint8]:
+def _opened(
+    path: "str | os.PathLike[str]", size: int | None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("pictures from files need Pillow: pip install pillow") from error
     with Image.open(path) as image:
-        image.draft("RGB", (4 * size, 4 * size))
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+            width, height = height, width
+        if size is not None:
+            image.draft("RGB", (4 * size, 4 * size))
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+        return pixels, (height, width)
 
 
 def _channels_last(array: NDArray[Any]) -> NDArray[Any]:
