@@ -13,10 +13,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ml_debugger.core.errors import InputError, StoreError
+from ml_debugger.core import task as tasks
+from ml_debugger.core.errors import InputError, StoreError, TaskNotInstalledError
 from ml_debugger.core.evaluation import report
 from ml_debugger.core.evaluation.report_page import maps, plots
-from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails, data_uri
+from ml_debugger.core.evaluation.report_page.section import (
+    Box,
+    Picture,
+    Section,
+    Style,
+    Table,
+    View,
+)
+from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails, data_uri, picture_view
 from ml_debugger.core.evaluation.result import Result
 
 Image = pytest.importorskip("PIL.Image")
@@ -191,6 +200,53 @@ def test_zone_borders_are_where_the_rules_say(result):
             assert round(rule.error_proba[0], 6) in drawn
 
 
+def with_sections(monkeypatch, *sections):
+    """Let the task of the results show some sections of its own."""
+    from .conftest import MadeTask
+
+    class Task(MadeTask):
+        @staticmethod
+        def sections(result, pictures):
+            return sections
+
+    monkeypatch.setattr(tasks, "task_named", lambda _name: Task)
+
+
+def test_a_task_adds_nothing_unless_it_says_so(monkeypatch, result, text):
+    assert tasks.Task.sections(result, Thumbnails(None)) == ()
+
+    def missing(name):
+        raise TaskNotInstalledError(name)
+
+    monkeypatch.setattr(tasks, "task_named", missing)
+    assert report.render_report(result) == text
+
+
+def test_sections_of_a_task_are_shown(monkeypatch, result):
+    style = Style(HOSTILE, "#D55E00", dashed=True)
+    picture = Picture(
+        HOSTILE, HOSTILE, View(None, 0, 0, 50, 40), [Box((1, 2, 11, 22), style, HOSTILE, HOSTILE)]
+    )
+    figure = plots.risk_coverage_figure({})
+    below = Section("Below", "so", figure, legend=[style], pictures=[picture])
+    table = Table(("Name", "n", "AP"), [(HOSTILE, 12345, 0.5), ("b", None, 0.0012)])
+    with_sections(
+        monkeypatch, Section("First", figure=figure), Section(HOSTILE, table=table, parts=[below])
+    )
+    text = report.render_report(result)
+    page = Page(text)
+    assert {"section_0_0", "section_1_1"} <= set(figures_of(text))
+    assert [one["href"] for one in page.all("a")].count("#section-2") == 1
+    for words in ("First", "Below", "12,345", "0.500", "0.0012"):
+        assert words in page.text
+    assert not page.all("img")
+    assert "".join(page.texts).count(HOSTILE) >= 7
+    drawn = [one for one in page.all("rect") if one.get("x") == "1"]
+    assert [(one["y"], one["width"], one["height"]) for one in drawn] == [("2", "10", "20")] * 2
+    assert drawn[1]["stroke"] == "#D55E00"
+    assert "stroke-dasharray" in drawn[1]
+
+
 def with_entropy(result, folder, error_model=None, **figures):
     """The same result, had entropy done so well."""
     shutil.copytree(result.folder, folder)
@@ -336,6 +392,37 @@ def test_pictures_are_read_from_files(tmp_path):
     image = decoded(data_uri(tmp_path / "a.png"))
     assert image.size == (96, 48)
     assert image.getpixel((5, 5)) == (10, 200, 30)
+
+
+def test_a_part_of_a_picture_is_cut_out_of_the_whole(tmp_path):
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[20:40, 50:90] = 255
+    view = picture_view(pixels, 96, window=(50, 20, 90, 40))
+    assert (view.left, view.top, view.width, view.height) == (50, 20, 40, 20)
+    image = decoded(view.uri)
+    assert (image.size, image.getextrema()) == ((40, 20), ((255, 255),) * 3)
+    outside = picture_view(pixels, 96, window=(-10, 90, 30, 500))
+    assert outside[1:5] == (0, 90, 30, 10)
+    assert picture_view(pixels, 96, window=(300, 300, 310, 310))[1:5] == (0, 0, 200, 100)
+
+
+def test_a_part_may_be_given_in_the_pixels_of_another_size():
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[20:40, 50:90] = 255
+    view = picture_view(pixels, 96, window=(25, 10, 45, 20), extent=(100, 50))
+    assert view[1:] == (25, 10, 20, 10, False)
+    assert decoded(view.uri).getextrema() == ((255, 255),) * 3
+    assert picture_view(pixels, 96, extent=(100, 100)).distorted
+
+
+def test_a_file_is_as_large_as_it_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # it lies on its side
+    Image.new("RGB", (4000, 1000)).save(tmp_path / "a.jpg", exif=exif)
+    view = picture_view(tmp_path / "a.jpg", 96)
+    assert view[1:5] == (0, 0, 1000, 4000)
+    assert decoded(view.uri).size == (24, 96)
+    assert picture_view(tmp_path / "a.jpg", 96, window=(0, 0, 10, 30))[1:5] == (0, 0, 10, 30)
 
 
 @pytest.mark.parametrize(

@@ -449,3 +449,127 @@ ORIGINALS = {
     ALL[2]: TestYOLOX.config,
     ALL[3]: TestDETR.config,
 }
+
+
+def tiny(name: str, changes: Mapping[str, Any]) -> Any:
+    torch.manual_seed(0)
+    model = built(configuration(name, changes))
+    spread(model)
+    return model
+
+
+SEESAW = {
+    "_delete_": True,
+    "type": "SeesawLoss",
+    "num_classes": CLASSES,
+    "return_dict": True,
+}
+DOUBLE = {
+    **{key: value for key, value in TestFasterRCNN.changes.items() if "fc_out" not in key},
+    "roi_head.bbox_head.num_convs": 1,
+    "roi_head.bbox_head.num_fcs": 1,
+    "roi_head.bbox_head.conv_out_channels": 16,
+    "roi_head.bbox_head.fc_out_channels": 32,
+}
+THREE_LEVELS = {**DETRContract.changes, "neck.in_channels": [16, 32, 64], "num_queries": 50}
+ONE_LEVEL = {**DETRContract.changes, "neck.in_channels": [64], "num_queries": 50}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (TestFasterRCNN.config, {"roi_head.bbox_head.reg_class_agnostic": True}),
+        (
+            TestFasterRCNN.config,
+            {"roi_head.bbox_head.loss_cls": SEESAW, "test_cfg.rcnn.score_thr": 0.05},
+        ),
+        ("double_heads/dh-faster-rcnn_r50_fpn_1x_coco", DOUBLE),
+        (
+            TestRetinaNet.config,
+            {"bbox_head.loss_cls": {"type": "CrossEntropyLoss", "_delete_": True}},
+        ),
+        ("free_anchor/freeanchor_r50_fpn_1x_coco", TestRetinaNet.changes),
+        ("conditional_detr/conditional-detr_r50_8xb2-50e_coco", ONE_LEVEL),
+        ("dab_detr/dab-detr_r50_8xb2-50e_coco", ONE_LEVEL),
+        ("deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco", THREE_LEVELS),
+        ("dino/dino-4scale_r50_8xb2-12e_coco", {**THREE_LEVELS, "test_cfg.max_per_img": 60}),
+    ],
+)
+def test_reads_relatives(name: str, changes: Mapping[str, Any]) -> None:
+    of_test = {TestFasterRCNN.config: TestFasterRCNN, TestRetinaNet.config: TestRetinaNet}
+    model = tiny(name, {**(of_test[name].changes if name in of_test else {}), **changes})
+    (reader,) = (adapter for adapter in ALL if adapter.detect(model))
+    with torch.no_grad(), noted(model, reader) as calls:
+        output = model(**given())
+    for image in reader.parse(model, output, calls, reader.nms(model)):
+        rows = rows_of(image)
+        assert len(image.seen) > 0
+        assert rows.scores.shape == (len(rows.logits), CLASSES)
+        found = link(image.seen, rows)
+        assert torch.equal(rows.scores[found, image.seen.labels], image.seen.scores)
+        ((alias, path),) = reader.layers(model).items()
+        assert rows.features(found)[alias].shape[0] == len(found)
+        # the class vectors are what the last layer makes of the features
+        layer = model.get_submodule(path)
+        if isinstance(layer, nn.Linear):
+            expected = layer(rows.features(found)[alias])
+            torch.testing.assert_close(expected, rows.logits[found], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco",
+        "sabl/sabl-retinanet_r50_fpn_1x_coco",
+        "ssd/ssd300_coco",
+        "yolo/yolov3_d53_8xb8-320-273e_coco",
+        "gfl/gfl_r50_fpn_1x_coco",
+        "paa/paa_r50_fpn_1x_coco",
+        "tood/tood_r50_fpn_1x_coco",
+        "vfnet/vfnet_r50_fpn_1x_coco",
+        "foveabox/fovea_r50_fpn_4xb4-1x_coco",
+        "reppoints/reppoints-bbox_r50_fpn-gn_head-gn-grid_1x_coco",
+        "ddq/ddq-detr-4scale_r50_8xb2-12e_coco",
+        "rpn/rpn_r50_fpn_1x_coco",
+        "mask2former/mask2former_r50_8xb2-lsj-50e_coco",
+    ],
+)
+def test_knows_no_head_that_works_in_its_own_way(name: str) -> None:
+    with torch.device("meta"):
+        model = built(configuration(name, {"backbone.init_cfg": None}))
+    assert not any(adapter.detect(model) for adapter in ALL)
+
+
+def test_reads_images_without_proposals() -> None:
+    model: Any = TestFasterRCNN().model()
+    model.rpn_head.test_cfg.max_per_img = 0
+    for image in TestFasterRCNN().pass_of(model, given()).images:
+        rows = rows_of(image)
+        assert rows.scores.shape == (0, CLASSES)
+        assert rows.boxes.shape == (0, CLASSES, 4)
+        assert rows.logits.shape == (0, CLASSES + 1)
+        assert rows.features(torch.arange(0))["box"].shape == (0, 32)
+        assert link(image.seen, rows).shape == (0,)
+
+
+def test_knows_no_boxes_with_an_angle() -> None:
+    model: Any = TestFasterRCNN().build()
+    assert ALL[0].detect(model)
+    model.roi_head.bbox_head.bbox_coder.encode_size = 5
+    assert not ALL[0].detect(model)
+
+
+def test_refuses_suppression_that_changes_scores() -> None:
+    name = "faster_rcnn/faster-rcnn_r50_fpn_soft-nms_1x_coco"
+    model = built(configuration(name, TestFasterRCNN.changes))
+    with pytest.raises(UnsupportedModelError, match="soft_nms"):
+        ALL[0].nms(model)
+
+
+def test_changes_the_settings_of_one_model_only() -> None:
+    config = configuration(TestRetinaNet.config, TestRetinaNet.changes)
+    one, other = built(config), built(config)
+    ALL[1].apply_nms(one, TestRetinaNet.stricter)
+    assert ALL[1].nms(one) == TestRetinaNet.stricter
+    assert ALL[1].nms(other).max_detections_per_image == 20
+    assert config.test_cfg.max_per_img == 20

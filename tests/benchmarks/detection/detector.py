@@ -1,6 +1,5 @@
 """A Faster R-CNN of torchvision on a small backbone, trained for real on generated scenes."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +24,11 @@ def backbone() -> nn.Sequential:
         )
 
     found = nn.Sequential(
-        block(3, 32, 2), block(32, 48, 1), block(48, 64, 2), block(64, 64, 1), block(64, CHANNELS, 1)
+        block(3, 32, 2),
+        block(32, 48, 1),
+        block(48, 64, 2),
+        block(64, 64, 1),
+        block(64, CHANNELS, 1),
     )
     found.out_channels = CHANNELS  # type: ignore[assignment]
     return found
@@ -66,8 +69,7 @@ def train(scenes: Sequence[Scene], steps: int, seed: int = 0, batch: int = 8) ->
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     generator = torch.Generator().manual_seed(seed)
-    began = time.perf_counter()
-    for step in range(steps):
+    for _ in range(steps):
         chosen = torch.randint(len(scenes), (batch,), generator=generator).tolist()
         images, targets = zip(*(pair(scenes[at]) for at in chosen), strict=True)
         loss = sum(model(list(images), [dict(one) for one in targets]).values())
@@ -75,6 +77,4 @@ def train(scenes: Sequence[Scene], steps: int, seed: int = 0, batch: int = 8) ->
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 50 == 0:
-            print(step, round(float(loss), 3), round(time.perf_counter() - began, 1))
     return model.eval()

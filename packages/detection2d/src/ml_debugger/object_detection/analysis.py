@@ -13,7 +13,7 @@ from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, tex
 from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers
 from ml_debugger.object_detection.codes import NO_PREDICTION
 from ml_debugger.object_detection.costs import Costs
-from ml_debugger.object_detection.result_boxes import ResultBoxes
+from ml_debugger.object_detection.result_boxes import ResultBoxes, size_borders
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -29,10 +29,6 @@ TYPES = {
 }
 MISSED = "missed"
 
-#: COCO's borders of small, medium and large boxes, as the side of a square in pixels.
-_SIDES = (32.0, 96.0)
-#: Where one size would hold more than this share of the true boxes, thirds of them are taken.
-_LOPSIDED = 0.9
 _SCORES = np.linspace(0, 1, 6)
 
 
@@ -85,8 +81,8 @@ def image_table(result: "Result", as_: FrameKind = "pandas") -> Any:
 
     Returns:
         A frame with a row an image: `input_id`, `dataset_type`, `n_epoch`, `truths`, `boxes`,
-        `wrong`, `missed` and `expected_wrong` (the sum of its boxes' error probabilities, which
-        needs no label). Ordered by wrong and missed boxes together, then by `expected_wrong`.
+        `wrong`, `missed`, `expected_wrong` and `expected_missed` (see `Result.inputs`). Ordered by
+        wrong and missed boxes together, then by those expected.
 
     Raises:
         InputError: The result is no detector's.
@@ -140,28 +136,30 @@ class Analysis:
         for group in self.groups(by):
             for at, (name, kinds) in enumerate(TYPES.items()):
                 which = group.predicted & (self.type_of == at)
-                row = {
-                    "group": group.name,
-                    "type": name,
-                    "kinds": ", ".join(kinds),
-                    "n": int(which.sum()),
-                    "of": int(group.predicted.sum()),
-                    "mean_score": _mean(self.score[which]),
-                    "mean_error_proba": _mean(self.error_proba[which]),
-                    "ap50_cost": self._cost(name, which),
-                }
-                rows.append(row)
+                rows.append(
+                    {
+                        "group": group.name,
+                        "type": name,
+                        "kinds": ", ".join(kinds),
+                        "n": int(which.sum()),
+                        "of": int(group.predicted.sum()),
+                        "mean_score": _mean(self.score[which]),
+                        "mean_error_proba": _mean(self.error_proba[which]),
+                        "ap50_cost": self._cost(name, which),
+                    }
+                )
             if by != "score":
                 which = group.true & self.missed
-                row = {
-                    "group": group.name,
-                    "type": MISSED,
-                    "kinds": NO_PREDICTION,
-                    "n": int(which.sum()),
-                    "of": int((group.true & self.real).sum()),
-                    "ap50_cost": self.costs.of_missing(which),
-                }
-                rows.append(row)
+                rows.append(
+                    {
+                        "group": group.name,
+                        "type": MISSED,
+                        "kinds": NO_PREDICTION,
+                        "n": int(which.sum()),
+                        "of": int((group.true & self.real).sum()),
+                        "ap50_cost": self.costs.of_missing(which),
+                    }
+                )
         for row in rows:
             row["share"] = row["n"] / row["of"] if row["of"] else None
         table = pa.Table.from_pylist(rows, schema=_TYPES)
@@ -195,30 +193,20 @@ class Analysis:
 
     def image_table(self) -> pa.Table:
         """Return the table of `image_table`."""
-        images = self.boxes.images.select(["input_id", "dataset_type", "n_epoch"])
-        for name, values in self._of_images.items():
-            images = images.append_column(name, pa.array(values))
-        return images.take(pa.array(self.worst_images))
+        there, images = self.boxes.true.image, self.boxes.images
+        truths = np.bincount(there[self.real], minlength=len(images))
+        names = ["input_id", "dataset_type", "n_epoch", "truths", "boxes", *_JUDGED]
+        table = images.append_column("truths", pa.array(truths))
+        table = table.append_column("boxes", images.column("units")).select(names)
+        return table.take(pa.array(self.worst_images))
 
     @cached_property
     def worst_images(self) -> Integers:
         """Numbers of the images in the order of `image_table`."""
-        of = self._of_images
+        wrong, missed, *expected = (numbers(self.boxes.images, name) for name in _JUDGED)
         # equal images stay in the order of their names
-        order: Integers = np.lexsort((-of["expected_wrong"], -(of["wrong"] + of["missed"])))
+        order: Integers = np.lexsort((-np.sum(expected, axis=0), -(wrong + missed)))
         return order
-
-    @cached_property
-    def _of_images(self) -> dict[str, Array]:
-        here, there = self.boxes.predicted.image, self.boxes.true.image
-        images = len(self.boxes.images)
-        return {
-            "truths": np.bincount(there[self.real], minlength=images),
-            "boxes": np.bincount(here, minlength=images),
-            "wrong": np.bincount(here[self.wrong], minlength=images),
-            "missed": np.bincount(there[self.missed], minlength=images),
-            "expected_wrong": np.bincount(here, weights=self.error_proba, minlength=images),
-        }
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or its number where it has none."""
@@ -257,21 +245,6 @@ class Analysis:
         return self.costs.of_presence(which)
 
 
-def size_borders(sizes: Floats) -> Floats:
-    """Return the sides of the squares that part small from medium from large boxes, in pixels.
-
-    COCO's, or those of thirds where one of COCO's sizes would hold almost all boxes.
-
-    Args:
-        sizes: Areas of the true boxes in square pixels, shape (m,).
-    """
-    borders = np.array(_SIDES)
-    shares = np.bincount(np.searchsorted(borders**2, sizes, "right"), minlength=3)
-    if not len(sizes) or shares.max() <= _LOPSIDED * len(sizes):
-        return borders
-    return np.sqrt(np.quantile(sizes, (1 / 3, 2 / 3)))
-
-
 def _size_names(sides: Floats) -> tuple[str, str, str]:
     small, large = (f"{side:.0f}\u00b2" for side in sides)
     return f"small (below {small} px)", "medium", f"large ({large} px and above)"
@@ -292,6 +265,7 @@ _TYPES = pa.schema(
         ),
     ]
 )
+_JUDGED = ("wrong", "missed", "expected_wrong", "expected_missed")
 _CLASSES = pa.schema(
     [
         ("label", pa.int64()),

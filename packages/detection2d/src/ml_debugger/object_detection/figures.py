@@ -62,7 +62,7 @@ def types_figure(rows: Sequence[Mapping[str, Any]]) -> "go.Figure":
         widest = max(values, default=0) or 1
         figure.update_xaxes(title=title, nticks=5, range=[0, 1.2 * widest], col=col)
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    return styled(figure, height=280)
+    return styled(figure, height=290)
 
 
 def groups_figure(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> "go.Figure":
@@ -94,11 +94,11 @@ def groups_figure(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], title: 
             row=1,
             col=col,
         )
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", bargap=0.3, legend_traceorder="normal")
     figure.update_xaxes(tickformat=".0%", nticks=5, rangemode="tozero")
     figure.update_xaxes(title="share of the boxes", range=[0, 1], col=1)
     if missed:
         figure.update_xaxes(title="share of the true boxes that is missed", col=2)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_yaxes(title=title, col=1)
-    return styled(figure, height=150 + 26 * len(names), top=40, legend=True)
+    return styled(figure, height=max(290, 150 + 26 * len(names)), top=40, legend=True)

@@ -174,33 +174,32 @@ def _group_section(analysis: Analysis, by: By) -> Section:
 
 def _images_section(analysis: Analysis, pictures: "Thumbnails") -> Section:
     table = analysis.image_table().slice(0, IMAGES).to_pylist()
-    drawn, outside = [], 0
+    drawn, unlike = [], 0
     for number, row in zip(analysis.worst_images.tolist(), table, strict=False):
         if not row["wrong"] + row["missed"]:
             break
         boxes = list(_boxes(analysis, number))
-        corners = np.array([box.corners for box in boxes]).reshape(-1, 4)
-        view = pictures.view(row["input_id"], SIZE)
-        if view is None:
-            right, lower = corners[:, 2:].max(axis=0, initial=1)
-            view = View(None, 0, 0, float(right), float(lower))
-        outside += int(bool((corners[:, 2:] > 1.02 * np.array([view.width, view.height])).any()))
+        width, height = extent = _extent(analysis, number, boxes)
+        view = pictures.view(row["input_id"], SIZE, extent=extent)
+        unlike += view is not None and view.distorted
         caption = (
             f"{row['boxes']:,} boxes, {row['wrong']:,} wrong ({row['expected_wrong']:.1f} "
-            f"expected); {row['missed']:,} of {row['truths']:,} true boxes missed"
+            f"expected); {row['missed']:,} of {row['truths']:,} true boxes missed "
+            f"({row['expected_missed']:.1f} expected)"
         )
+        view = view or View(None, 0, 0, width, height)
         drawn.append(Picture(row["input_id"], caption, view, boxes))
     hint = (
         "The images with the most wrong and missed boxes. Predicted boxes are solid, true ones "
-        "dashed; the pointer on a box tells more. Expected is the sum of the boxes' error "
-        "probabilities."
+        "dashed; the pointer on a box tells more. Expected is what an evaluation without labels "
+        "would say."
     )
     if not pictures:
         hint += " With images= in Result.report, the boxes are drawn into the images."
-    elif outside:
+    elif unlike:
         hint += (
-            f" In {outside} of these the boxes leave the picture: boxes are in pixels of the image "
-            "that the model was given, so give images= of that size."
+            f" {unlike} of these pictures are not of the shape of the image that the model was "
+            "given, so the boxes may not lie where they should."
         )
     if not drawn:
         hint = "No box is wrong, and none was missed."
@@ -209,8 +208,16 @@ def _images_section(analysis: Analysis, pictures: "Thumbnails") -> Section:
     return Section("Images", hint, legend=[one for one in known if one in legend], pictures=drawn)
 
 
+def _extent(analysis: Analysis, number: int, boxes: Sequence[Box]) -> tuple[float, float]:
+    """Return width and height of an image, or where its boxes end if they were not recorded."""
+    row = analysis.boxes.images.slice(number, 1).to_pylist()[0]
+    width, height = row.get("image_width"), row.get("image_height")
+    right, lower = (max((box.corners[at] for box in boxes), default=1) for at in (2, 3))
+    return float(width or max(right, 1)), float(height or max(lower, 1))
+
+
 def _boxes(analysis: Analysis, number: int) -> Iterator[Box]:
-    """Yield the true boxes of an image, then the predicted ones, large before small."""
+    """Yield the true boxes of an image, then the duplicates, then the other predicted ones."""
     true, predicted = analysis.boxes.true, analysis.boxes.predicted
     first, last = np.searchsorted(true.image, [number, number + 1])
     for at in range(first, last):
@@ -221,7 +228,8 @@ def _boxes(analysis: Analysis, number: int) -> Iterator[Box]:
         yield Box(corners, style, f"{style.name}: {name}", name if missed else "")
     first, last = np.searchsorted(predicted.image, [number, number + 1])
     types = list(TYPES)
-    for at in first + np.argsort(-predicted.size[first:last], kind="stable"):
+    duplicate = analysis.type_of[first:last] == types.index("duplicate")
+    for at in first + np.argsort(~duplicate, kind="stable"):
         if not predicted.corners[at].any():
             continue  # it has no place that could be drawn
         kind = int(analysis.type_of[at])

@@ -14,6 +14,10 @@ from ml_debugger.object_detection.schema import CORNERS
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
 
+#: COCO's borders of small, medium and large boxes, as the side of a square in pixels.
+_SIDES = (32.0, 96.0)
+#: Where one size would hold more than this share of the true boxes, thirds of them are taken.
+_LOPSIDED = 0.9
 _IMAGE = ("dataset_type", "n_epoch", "input_id")
 
 
@@ -84,8 +88,8 @@ class ResultBoxes:
     """The boxes of a result.
 
     Attributes:
-        images: One row an image: `input_id`, `dataset_type`, `n_epoch`, in the order of their
-            numbers.
+        images: The rows of `Result.inputs`, one an image, in the order of their numbers; also
+            those without any box.
         predicted: The predicted boxes.
         true: The true boxes and ignore regions; those without an area are left out, as they were
             when the result was made.
@@ -101,24 +105,26 @@ class ResultBoxes:
 
     @classmethod
     def of(cls, result: "Result") -> Self:
-        """Read a result; its images are all that have a predicted or a true box."""
+        """Read a result.
+
+        Raises:
+            InputError: It is no detector's.
+        """
         units, truths = result.to_arrow(), result.truths(as_="arrow")
-        has_area = sound(_corners(truths))
-        truths = truths.filter(pa.array(has_area))
+        images = result.inputs(as_="arrow")
+        truths = truths.filter(pa.array(sound(_corners(truths))))
         places = [
-            _places(pa.chunked_array([*_plain(units, name).chunks, *_plain(truths, name).chunks]))
-            for name in _IMAGE
+            _places(
+                pa.chunked_array([c for one in (units, truths, images) for c in _chunks(one, k)])
+            )
+            for k in _IMAGE
         ]
-        _, first, image = np.unique(
-            np.stack(places, axis=1), axis=0, return_index=True, return_inverse=True
-        )
-        image = image.reshape(-1)
-        keys = [pa.table({name: _plain(one, name) for name in _IMAGE}) for one in (units, truths)]
-        here, there = image[: len(units)], image[len(units) :]
+        image = np.unique(np.stack(places, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+        here, there, each = np.split(image, [len(units), len(units) + len(truths)])
         rows, columns = (np.argsort(one, kind="stable") for one in (here, there))
         units, truths = units.take(pa.array(rows)), truths.take(pa.array(columns))
         return cls(
-            images=pa.concat_tables(keys).take(pa.array(first)),
+            images=images.take(pa.array(np.argsort(each, kind="stable"))),
             predicted=Boxes.of(
                 here[rows], numbers(units, "prediction"), _corners(units), numbers(units, "score")
             ),
@@ -133,15 +139,31 @@ class ResultBoxes:
         )
 
 
+def size_borders(sizes: Floats) -> Floats:
+    """Return the sides of the squares that part small from medium from large boxes, in pixels.
+
+    COCO's, or those of thirds where one of COCO's sizes would hold almost all boxes.
+
+    Args:
+        sizes: Areas of the true boxes in square pixels, shape (m,).
+    """
+    borders = np.array(_SIDES)
+    shares = np.bincount(np.searchsorted(borders**2, sizes, "right"), minlength=3)
+    if not len(sizes) or shares.max() <= _LOPSIDED * len(sizes):
+        return borders
+    return np.sqrt(np.quantile(sizes, (1 / 3, 2 / 3)))
+
+
 def _corners(table: pa.Table) -> Floats:
     return np.stack([numbers(table, name).astype(np.float64) for name in CORNERS], axis=1)
 
 
-def _plain(table: pa.Table, name: str) -> pa.ChunkedArray:
+def _chunks(table: pa.Table, name: str) -> list[pa.Array]:
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column
+    chunks: list[pa.Array] = column.chunks
+    return chunks
 
 
 def _places(column: pa.ChunkedArray) -> Integers:

@@ -12,6 +12,11 @@ from torch import nn
 
 from ml_debugger.object_detection.adapters.base import DetectionAdapter
 from ml_debugger.object_detection.adapters.huggingface import HuggingFaceDETR
+from ml_debugger.object_detection.adapters.mmdetection import MMDetectionDETR, MMDetectionRCNN
+from ml_debugger.object_detection.adapters.mmdetection_dense import (
+    MMDetectionDense,
+    MMDetectionYOLOX,
+)
 from ml_debugger.object_detection.adapters.torchvision_dense import (
     TorchvisionFCOS,
     TorchvisionRetinaNet,
@@ -29,6 +34,10 @@ _OURS: Sequence[type[DetectionAdapter]] = (
     TorchvisionSSD,
     Ultralytics,
     HuggingFaceDETR,
+    MMDetectionRCNN,
+    MMDetectionDense,
+    MMDetectionYOLOX,
+    MMDetectionDETR,
 )
 
 

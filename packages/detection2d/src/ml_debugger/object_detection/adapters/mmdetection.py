@@ -1,21 +1,22 @@
-"""Detectors of MMDetection 3: R-CNN, one-stage detectors with a grid, and DETR.
+"""Detectors of MMDetection 3 that answer with proposals or queries: R-CNN and DETR.
 
-They are read where they return predictions: `model.test_step(data)`, which is also what a `Runner`
-and a `DetInferencer` call, or `model(inputs=..., data_samples=..., mode="predict")` with what
-`model.data_preprocessor(data)` returned. The mode "tensor", and "loss", give nothing to read.
+A model is read where it returns predictions: `model(inputs=..., data_samples=..., mode="predict")`
+with what `model.data_preprocessor(data, False)` returned, so a tracer is called with a mapping of
+these three. `model.test_step(data)`, which a `Runner` and a `DetInferencer` call, comes to the
+same. The modes "tensor" and "loss" return no boxes. A model puts its boxes into the data samples
+that it was given: read its output before it is called with the same ones again.
 
-Which models are known is told by their heads, not by their names. Many a head derives from
-another and computes its boxes in its own way; such a one is known only if it has left the methods
-alone that an adapter goes by. Cascade R-CNN, SSD, YOLOv3, GFL, PAA, TOOD, VFNet, DDQ and Grounding
-DINO are among those that are not.
+Models are known by their heads: those that left alone the methods that an adapter goes by. Not
+known are Cascade R-CNN, SSD, YOLOv3, GFL, PAA, TOOD, VFNet, DDQ and Grounding DINO, among others.
 
-Labels are 0 to K - 1. Boxes are in pixels of the image as it was loaded, before it was resized.
+Labels are 0 to K - 1. Boxes are in pixels of the image as it was loaded, before it was resized;
+so must ground truth be, as it is in test pipelines, which load it after they resized the image.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,12 @@ from ml_debugger.object_detection.output import (
 class MMDetectionBase(DetectionAdapter):
     """What MMDetection's detectors share.
 
-    Settings are kept in the `test_cfg` of the head, from where the model takes them; the one of
-    the model itself is read by nobody. It is replaced by a changed copy, since models that were
-    built from one configuration share it.
+    Settings are in the `test_cfg` of the head; nobody reads that of the model. To change them, it
+    is replaced by a copy, since models that were built from one configuration share it.
     """
+
+    _settings: ClassVar[str] = "bbox_head"  # path of the module that has them
+    _head: ClassVar[str] = "bbox_head"  # path of the module that says classes and boxes
 
     @override
     def detect(self, model: nn.Module) -> bool:
@@ -47,16 +50,15 @@ class MMDetectionBase(DetectionAdapter):
 
     @override
     def n_class(self, model: nn.Module) -> int:
-        return int(self._predictor(model).num_classes)
+        return int(model.get_submodule(self._head).num_classes)  # type: ignore[arg-type]
 
     @override
     def parse(
         self, model: nn.Module, output: Any, calls: Calls, config: NMSConfig
     ) -> list[ImageOutput]:
-        seen = _seen(output)
-        metas = [one.metainfo for one in output]
-        network = calls["backbone"][-1].args[0].shape[-2:]
+        seen, metas = _seen(output), [one.metainfo for one in output]
         rows = self._rows(model, calls, metas)
+        network = calls["backbone"][-1].args[0].shape[-2:]
         return [
             ImageOutput(
                 one,
@@ -70,7 +72,7 @@ class MMDetectionBase(DetectionAdapter):
 
     @override
     def nms(self, model: nn.Module) -> NMSConfig:
-        head = self._head(model)
+        head: Any = model.get_submodule(self._settings)
         settings, suppression = head.test_cfg, head.test_cfg.get("nms") or {}
         if suppression.get("type", "nms") != "nms":
             raise UnsupportedModelError(
@@ -78,15 +80,17 @@ class MMDetectionBase(DetectionAdapter):
                 "their scores, so no box can be traced back; set test_cfg.nms.type to 'nms'"
             )
         most = settings.get("max_per_img", -1)
-        return NMSConfig(
-            score_thresh=settings.get("score_thr") if self._has_threshold(model) else None,
-            iou_thresh=suppression.get("iou_threshold"),
-            max_detections_per_image=most if most > 0 and self._has_most(model) else None,
-        )
+        found = {
+            "score_thresh": settings.get("score_thr"),
+            "iou_thresh": suppression.get("iou_threshold"),
+            "max_detections_per_image": most if most > 0 else None,
+        }
+        return NMSConfig(**found | dict.fromkeys(self._ignored(model)))
 
     @override
     def apply_nms(self, model: nn.Module, config: NMSConfig) -> None:
-        head, wishes = self._head(model), config.model_dump(exclude_none=True)
+        head: Any = model.get_submodule(self._settings)
+        wishes = config.model_dump(exclude_none=True)
         has = self.nms(model).model_dump(exclude_none=True)
         for name in wishes.keys() - has.keys():
             raise UnsupportedModelError(
@@ -103,25 +107,12 @@ class MMDetectionBase(DetectionAdapter):
 
     @override
     def images(self, model_input: Any) -> int | None:
-        if isinstance(model_input, Mapping):
-            model_input = model_input.get("inputs")
-        return images_of(model_input)
+        named = isinstance(model_input, Mapping)
+        return images_of(model_input.get("inputs") if named else model_input)
 
-    def _head(self, model: Any) -> Any:
-        """Return the module that holds the settings."""
-        return model.bbox_head
-
-    def _predictor(self, model: Any) -> Any:
-        """Return the module that says classes and boxes."""
-        return model.bbox_head
-
-    def _has_threshold(self, model: nn.Module) -> bool:
-        """Tell whether the model's threshold is one of the scores that it returns."""
-        return True
-
-    def _has_most(self, model: nn.Module) -> bool:
-        """Tell whether the model goes by its largest number of boxes."""
-        return True
+    def _ignored(self, model: nn.Module) -> Sequence[str]:
+        """Return the fields of `NMSConfig` that the model does not go by, whatever it is told."""
+        return ()
 
     @abstractmethod
     def _knows(self, model: Any) -> bool:
@@ -135,11 +126,12 @@ class MMDetectionBase(DetectionAdapter):
 class MMDetectionRCNN(MMDetectionBase):
     """Fast, Faster and Mask R-CNN: a row is a proposal of the first stage.
 
-    The feature vector of a row is what the last classification layer gets: in most models what
-    the shared layers of the second stage give.
+    The feature vector of a row is what the last classification layer gets.
     """
 
-    family = "MMDetection Faster R-CNN"
+    family = "MMDetection Faster and Mask R-CNN"
+    _settings = "roi_head"
+    _head = "roi_head.bbox_head"
 
     @override
     def layers(self, model: nn.Module) -> dict[str, str]:
@@ -150,17 +142,9 @@ class MMDetectionRCNN(MMDetectionBase):
         return {
             "backbone": "backbone",
             "extractor": "roi_head.bbox_roi_extractor",
-            "head": "roi_head.bbox_head",
+            "head": self._head,
             "class": "roi_head.bbox_head.fc_cls",
         }
-
-    @override
-    def _head(self, model: Any) -> Any:
-        return model.roi_head
-
-    @override
-    def _predictor(self, model: Any) -> Any:
-        return model.roi_head.bbox_head
 
     @override
     def _knows(self, model: Any) -> bool:
@@ -171,6 +155,7 @@ class MMDetectionRCNN(MMDetectionBase):
             and keeps(stage, "StandardRoIHead", "predict_bbox")
             and keeps(head, "BBoxHead", "predict_by_feat", "_predict_by_feat_single")
             and bool(head.with_cls and head.with_reg)  # type: ignore[union-attr]
+            and upright(head)
         )
 
     @override
@@ -191,15 +176,13 @@ class MMDetectionRCNN(MMDetectionBase):
             with as_computed(model, logit):
                 own = head.custom_cls_channels
                 score = head.loss_cls.get_activation(logit) if own else logit.softmax(-1)
-                each = delta.reshape(len(roi), -1 if len(roi) else deltas.shape[1] // 4, 4)
                 box = head.bbox_coder.decode(
-                    roi[:, 1:].repeat_interleave(each.shape[1], 0),
-                    each.reshape(-1, 4),
+                    roi[:, 1:].repeat_interleave(deltas.shape[1] // 4, 0),
+                    delta.reshape(-1, 4),
                     max_shape=meta["img_shape"],
                 )
-            box = brought_back(box, meta, divide=model.with_mask).reshape(each.shape)
-            if head.reg_class_agnostic:
-                box = box.squeeze(1)
+            shape = (-1, 4) if head.reg_class_agnostic else (-1, head.num_classes, 4)
+            box = brought_back(box, meta, divide=model.with_mask).reshape(shape)
             found.append(HeadRows(score[:, :-1].float(), box, logit, _features("box", feature)))
         return found
 
@@ -208,17 +191,18 @@ class MMDetectionDETR(MMDetectionBase):
     """DETR, Conditional, DAB and Deformable DETR, and DINO: a row is a query.
 
     The feature vector of a row is the query as the class head gets it, after the last decoder
-    layer. These models suppress nothing; of the settings they have `max_detections_per_image`
-    only, and always return as many boxes as that says.
+    layer. These models suppress nothing, and return as many boxes as `max_detections_per_image`
+    says, always; they have no other setting.
     """
 
     family = "MMDetection DETR"
 
     @override
     def layers(self, model: nn.Module) -> dict[str, str]:
-        if hasattr(model.bbox_head, "cls_branches"):
-            return {"query": f"bbox_head.cls_branches.{model.decoder.num_layers - 1}"}  # type: ignore[union-attr,operator]
-        return {"query": "bbox_head.fc_cls"}
+        detr: Any = model
+        several = hasattr(detr.bbox_head, "cls_branches")  # one for each decoder layer
+        name = f"cls_branches.{detr.decoder.num_layers - 1}" if several else "fc_cls"
+        return {"query": f"bbox_head.{name}"}
 
     @override
     def taps(self, model: nn.Module) -> dict[str, str]:
@@ -226,19 +210,18 @@ class MMDetectionDETR(MMDetectionBase):
 
     @override
     def apply_nms(self, model: nn.Module, config: NMSConfig) -> None:
-        most, can = config.max_detections_per_image, int(model.num_queries)  # type: ignore[arg-type]
-        if model.bbox_head.loss_cls.use_sigmoid:  # type: ignore[union-attr]
-            can *= self.n_class(model)
+        detr: Any = model
+        each = self.n_class(detr) if detr.bbox_head.loss_cls.use_sigmoid else 1
+        most, can = config.max_detections_per_image, detr.num_queries * each
         if most is not None and most > can:
             raise InputError(
-                f"max_detections_per_image must be at most {can}, the number of boxes that the "
-                f"queries of this model can give, got {most}"
+                f"max_detections_per_image is at most {can}, as the queries give, not {most}"
             )
         super().apply_nms(model, config)
 
     @override
-    def _has_threshold(self, model: nn.Module) -> bool:
-        return False
+    def _ignored(self, model: nn.Module) -> Sequence[str]:
+        return ("score_thresh", "iou_thresh")
 
     @override
     def _knows(self, model: Any) -> bool:
@@ -252,10 +235,9 @@ class MMDetectionDETR(MMDetectionBase):
     def _rows(self, model: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
         (hidden, *_), _, said = calls["head"][-1]
         logits, relative = (one[-1].detach() for one in said)
-        parts = zip(logits, relative, hidden[-1].detach(), metas, strict=True)
         sigmoid = model.bbox_head.loss_cls.use_sigmoid
         found = []
-        for logit, place, query, meta in parts:
+        for logit, place, query, meta in zip(logits, relative, hidden[-1], metas, strict=True):
             centre, half = place[:, :2], 0.5 * place[:, 2:]
             box = torch.cat([centre - half, centre + half], 1)
             height, width = meta["img_shape"][:2]
@@ -264,7 +246,7 @@ class MMDetectionDETR(MMDetectionBase):
             with as_computed(model, logit):
                 score = logit.sigmoid() if sigmoid else logit.softmax(-1)[:, :-1]
             at = brought_back(box, meta, divide=True)
-            found.append(HeadRows(score.float(), at, logit, _features("query", query)))
+            found.append(HeadRows(score.float(), at, logit, _features("query", query.detach())))
         return found
 
 
@@ -274,6 +256,11 @@ def keeps(part: object, owner: str, *methods: str) -> bool:
         getattr(getattr(type(part), name, None), "__qualname__", "") == f"{owner}.{name}"
         for name in methods
     )
+
+
+def upright(head: Any) -> bool:
+    """Tell whether a head gives boxes of four numbers, which have no angle."""
+    return getattr(getattr(head, "bbox_coder", None), "encode_size", 4) == 4
 
 
 def _ran(calls: Calls, name: str) -> Sequence[Call]:
@@ -293,24 +280,19 @@ def _seen(output: Any) -> list[Detections]:
             f"expected a list of DetDataSample with pred_instances, got {type(output).__name__}; "
             "call model.test_step(data), or the model with mode='predict'"
         )
-    found = [one.pred_instances for one in output]
-    return [
-        Detections(one.bboxes.detach().float(), one.scores.detach().float(), one.labels.detach())
-        for one in found
-    ]
+    found = [one.pred_instances.detach() for one in output]
+    return [Detections(one.bboxes.float(), one.scores.float(), one.labels) for one in found]
 
 
 def brought_back(boxes: Any, meta: Mapping[str, Any], *, divide: bool) -> Tensor:
     """Bring boxes (n, 4) from the resized image to the image as it was loaded.
 
-    Some heads divide by the scale, and some multiply by its inverse: in half precision that is
-    not nearly the same.
+    Some heads divide, some multiply by the inverse: not nearly the same in half precision.
     """
     corners: Tensor = getattr(boxes, "tensor", boxes)  # boxes may have a type of their own
-    scale = meta["scale_factor"]
-    if divide:
-        return (corners / corners.new_tensor(scale).repeat(1, 2)).float()
-    return (corners * corners.new_tensor([1 / one for one in scale]).repeat(1, 2)).float()
+    scale = [one if divide else 1 / one for one in meta["scale_factor"]]
+    factor = corners.new_tensor(scale).repeat(1, 2)
+    return (corners / factor if divide else corners * factor).float()
 
 
 def _features(alias: str, values: Tensor) -> Any:

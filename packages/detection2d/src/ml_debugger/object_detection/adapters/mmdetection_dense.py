@@ -12,6 +12,7 @@ from ml_debugger.object_detection.adapters.mmdetection import (
     MMDetectionBase,
     brought_back,
     keeps,
+    upright,
 )
 from ml_debugger.object_detection.adapters.torchvision_rcnn import as_computed
 from ml_debugger.object_detection.output import HeadRows
@@ -62,13 +63,17 @@ class MMDetectionDense(MMDetectionBase):
         return {"backbone": "backbone", "head": "bbox_head"} | (each or {"class0": path})
 
     @override
-    def _has_threshold(self, model: nn.Module) -> bool:
-        return not _dense(model)[1]
+    def _ignored(self, model: nn.Module) -> Sequence[str]:
+        return ("score_thresh",) if _dense(model)[1] else ()
 
     @override
     def _knows(self, model: Any) -> bool:
         head = getattr(model, "bbox_head", None)
-        return keeps(head, self._owner, *self._methods) and hasattr(head, _dense(model)[0])
+        return (
+            keeps(head, self._owner, *self._methods)
+            and hasattr(head, _dense(model)[0])
+            and upright(head)
+        )
 
     @override
     def _rows(self, model: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
@@ -112,11 +117,10 @@ class MMDetectionDense(MMDetectionBase):
     ) -> Sequence[Tensor]:
         """Return the boxes (r, 4) of each image, in pixels of what the network saw."""
         priors = torch.cat(_priors(head, said[0]))
-        width = head.bbox_coder.encode_size
         return [
             head.bbox_coder.decode(
                 priors,
-                torch.cat([_flat(level[i], width) for level in said[1]]),
+                torch.cat([_flat(level[i], 4) for level in said[1]]),
                 max_shape=meta["img_shape"],
             )
             for i, meta in enumerate(metas)
@@ -136,8 +140,8 @@ class MMDetectionYOLOX(MMDetectionDense):
     _methods = ("predict_by_feat", "_bbox_decode", "_bbox_post_process")
 
     @override
-    def _has_most(self, model: nn.Module) -> bool:
-        return False
+    def _ignored(self, model: nn.Module) -> Sequence[str]:
+        return ("max_detections_per_image",)
 
     @override
     def _scores(self, head: Any, said: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:

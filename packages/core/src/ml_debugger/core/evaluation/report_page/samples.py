@@ -10,7 +10,7 @@ from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.report_page.marks import class_name
 from ml_debugger.core.evaluation.report_page.plots import OURS
 from ml_debugger.core.evaluation.report_page.section import Box, Style, View
-from ml_debugger.core.evaluation.report_page.thumbnail import SIZE, Thumbnails
+from ml_debugger.core.evaluation.report_page.thumbnail import SIZE, Extent, Thumbnails
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -21,6 +21,9 @@ PICTURED = 24
 
 #: Columns that say where a unit lies in its input, in tasks in which it lies somewhere.
 CORNERS = ("x1", "y1", "x2", "y2")
+#: What tells an input from the others, and how large one is, if it is an image.
+_INPUT = ("input_id", "dataset_type", "n_epoch")
+_SIZE = ("image_width", "image_height")
 UNIT = Style("predicted", OURS)
 #: Where a unit lies somewhere, it is shown with half its size around it, a little larger.
 AROUND, CUT = 0.5, 2 * SIZE
@@ -88,18 +91,39 @@ def sample_groups(result: "Result", thumbnails: Thumbnails) -> list[SampleGroup]
 
 def _rows(units: Any, result: "Result", thumbnails: Thumbnails) -> list[dict[str, Any]]:
     names, missed = result.class_names, missed_units(result)
+    extents = _extents(result) if thumbnails else {}
     rows: list[dict[str, Any]] = units.to_pylist()
     for row in rows:
         row["predicted"] = class_name(row["prediction"], names)
         row["truth"] = class_name(row["label"], names, missed)
-        row["picture"], row["boxes"] = unit_picture(row, thumbnails)
+        extent = extents.get(tuple(row[name] for name in _INPUT))
+        row["picture"], row["boxes"] = unit_picture(row, thumbnails, extent)
     return rows
 
 
+def _extents(result: "Result") -> dict[tuple[Any, ...], Extent]:
+    """Return width and height of each input that is an image, where they were recorded."""
+    try:
+        inputs = result.inputs(as_="arrow")
+    except InputError:
+        return {}
+    if not set(_SIZE) <= set(inputs.column_names):
+        return {}
+    columns = [inputs.column(name).to_pylist() for name in (*_INPUT, *_SIZE)]
+    rows = zip(*columns, strict=True)
+    return {tuple(key): (width, height) for *key, width, height in rows if width and height}
+
+
 def unit_picture(
-    row: Mapping[str, Any], thumbnails: Thumbnails
+    row: Mapping[str, Any], thumbnails: Thumbnails, extent: Extent | None = None
 ) -> tuple[View | None, Sequence[Box]]:
-    """Return a unit's picture: of its input, or of where it lies in it, with its box."""
+    """Return a unit's picture: of its input, or of where it lies in it, with its box.
+
+    Args:
+        row: The unit.
+        thumbnails: Gives the pictures.
+        extent: Width and height of the picture that its corners are in.
+    """
     corners = [float(row[name]) for name in CORNERS if name in row]
     if len(corners) != len(CORNERS) or not all(map(math.isfinite, corners)):
         return thumbnails.view(row["input_id"], SIZE), ()
@@ -107,5 +131,5 @@ def unit_picture(
     side = (1 + 2 * AROUND) * max(x2 - x1, y2 - y1, 8)
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     window = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-    view = thumbnails.view(row["input_id"], CUT, window)
+    view = thumbnails.view(row["input_id"], CUT, window, extent)
     return view, [Box((x1, y1, x2, y2), UNIT)]

@@ -19,6 +19,7 @@ class View(NamedTuple):
         top: Upper edge.
         width: Width in pixels of the whole picture, above 0.
         height: Height.
+        distorted: Whether the whole picture has another shape than it was said to have.
     """
 
     uri: str | None
@@ -26,6 +27,7 @@ class View(NamedTuple):
     top: float
     width: float
     height: float
+    distorted: bool = False
 
 
 class Style(NamedTuple):

@@ -25,6 +25,10 @@ _ORIENTATION = 0x0112
 
 #: Left, upper, right and lower edge, in pixels.
 Window = tuple[float, float, float, float]
+#: Width and height, in pixels.
+Extent = tuple[float, float]
+#: A picture of another shape is one whose width by height differs by more than this share.
+_UNLIKE = 0.03
 
 
 class Thumbnails:
@@ -53,19 +57,26 @@ class Thumbnails:
         view = self.view(input_id, self._size)
         return None if view is None else view.uri
 
-    def view(self, input_id: str, size: int, window: Window | None = None) -> View | None:
+    def view(
+        self,
+        input_id: str,
+        size: int,
+        window: Window | None = None,
+        extent: Extent | None = None,
+    ) -> View | None:
         """Return the picture of an input, or a part of it; None where it cannot be shown.
 
         Args:
             input_id: Whose.
             size: Of the square that it fits, in pixels; a larger one is made smaller.
-            window: The part to show, in pixels of the picture as it is stored; what lies outside
-                the picture is left away.
+            window: The part to show; what lies outside the picture is left away.
+            extent: Width and height of the picture in the pixels that the window and the view are
+                in, where that is another size than it is stored in.
         """
         if self._get is None:
             return None
         try:
-            return picture_view(self._get(input_id), size, window)
+            return picture_view(self._get(input_id), size, window, extent)
         except Exception as error:  # noqa: BLE001  # user code and user data: anything may happen
             self.failed += 1
             self.problem = self.problem or f"{input_id}: {type(error).__name__}: {error}"
@@ -101,7 +112,9 @@ def data_uri(image: Any, size: int = SIZE) -> str:
     return str(picture_view(image, size).uri)
 
 
-def picture_view(image: Any, size: int, window: Window | None = None) -> View:
+def picture_view(
+    image: Any, size: int, window: Window | None = None, extent: Extent | None = None
+) -> View:
     """Return a picture or a part of it, and where that lies; see `Thumbnails.view`.
 
     Raises:
@@ -109,13 +122,22 @@ def picture_view(image: Any, size: int, window: Window | None = None) -> View:
     """
     # a part is cut out of the whole, which must not have been made smaller before
     pixels, (height, width) = _as_pixels(image, size if window is None else None)
-    left, top = 0, 0
+    across, down = extent or (width, height)
+    x, y = across / width, down / height
+    left, top, right, bottom = 0, 0, width, height
     if window is not None:
-        left, top, right, bottom = _inside(window, width, height)
+        stored = window[0] / x, window[1] / y, window[2] / x, window[3] / y
+        left, top, right, bottom = _inside(stored, width, height)
         pixels = pixels[top:bottom, left:right]
-        height, width = bottom - top, right - left
     png = base64.b64encode(_png(_fit(pixels, size))).decode("ascii")
-    return View("data:image/png;base64," + png, left, top, width, height)
+    return View(
+        "data:image/png;base64," + png,
+        left * x,
+        top * y,
+        (right - left) * x,
+        (bottom - top) * y,
+        distorted=abs(x / y - 1) > _UNLIKE,
+    )
 
 
 def _inside(window: Window, width: int, height: int) -> tuple[int, int, int, int]:
