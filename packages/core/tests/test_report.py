@@ -202,14 +202,13 @@ def test_zone_borders_are_where_the_rules_say(result):
 
 def with_sections(monkeypatch, *sections):
     """Let the task of the results show some sections of its own."""
-    from .conftest import MadeTask
 
-    class Task(MadeTask):
+    class Own(tasks.Task):
         @staticmethod
         def sections(result, pictures):
             return sections
 
-    monkeypatch.setattr(tasks, "task_named", lambda _name: Task)
+    monkeypatch.setattr(tasks, "task_named", lambda _name: Own)
 
 
 def test_a_task_adds_nothing_unless_it_says_so(monkeypatch, result, text):

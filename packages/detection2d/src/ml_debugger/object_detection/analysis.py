@@ -247,7 +247,7 @@ class Analysis:
 
 def _size_names(sides: Floats) -> tuple[str, str, str]:
     small, large = (f"{side:.0f}\u00b2" for side in sides)
-    return f"small (below {small} px)", "medium", f"large ({large} px and above)"
+    return f"small (< {small} px)", "medium", f"large (\u2265 {large} px)"
 
 
 def _mean(values: Array) -> float | None:

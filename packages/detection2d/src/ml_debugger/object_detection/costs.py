@@ -1,7 +1,8 @@
 """What errors cost: how much higher AP50 would be without them.
 
 This is done in the manner of TIDE (Bolya et al. 2020): all errors of one sort are mended and
-nothing else. Costs overlap, so they do not add up.
+nothing else. Costs overlap, so they do not add up. AP50 is COCO's mean over the classes that have
+a true box: one whose true boxes are all missed and not asked for any more is not among them.
 """
 
 from dataclasses import dataclass, field

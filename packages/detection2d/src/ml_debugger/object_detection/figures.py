@@ -96,9 +96,9 @@ def groups_figure(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], title: 
         )
     figure.update_layout(barmode="stack", bargap=0.3, legend_traceorder="normal")
     figure.update_xaxes(tickformat=".0%", nticks=5, rangemode="tozero")
-    figure.update_xaxes(title="share of the boxes", range=[0, 1], col=1)
+    figure.update_xaxes(title="share wrong", range=[0, 1], col=1)
     if missed:
-        figure.update_xaxes(title="share of the true boxes that is missed", col=2)
+        figure.update_xaxes(title="share of true ones missed", col=2)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_yaxes(title=title, col=1)
     return styled(figure, height=max(290, 150 + 26 * len(names)), top=40, legend=True)

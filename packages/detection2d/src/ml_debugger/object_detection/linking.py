@@ -34,7 +34,8 @@ def link(seen: Detections, rows: HeadRows) -> Tensor:
     labels = seen.labels.long()
     # few rows score as high as the least of the visible boxes
     some = (rows.scores >= seen.scores.min()).any(1).nonzero().squeeze(1)
-    equal = rows.scores[some][:, labels] == seen.scores.to(rows.scores.dtype)
+    columns = rows.scores.index_select(0, some).index_select(1, labels)
+    equal = columns == seen.scores.to(rows.scores.dtype)
     box, row = equal.T.nonzero(as_tuple=True)
     row = some[row]
     away = (rows.boxes_of(row, labels[box]) - seen.boxes[box]).abs().amax(1)

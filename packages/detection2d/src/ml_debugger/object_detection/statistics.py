@@ -4,6 +4,8 @@ After MetaDetect (Schubert et al. 2020): a box that many candidates agree on is 
 one that stands alone, or that others claim for another class.
 """
 
+from typing import NamedTuple, Self
+
 import torch
 from torch import Tensor
 
@@ -45,8 +47,40 @@ _MOST_HIDDEN = 200
 _OVERLAP = 0.5
 
 
+class Candidates(NamedTuple):
+    """The boxes that a head proposes for an image, the highest scores first.
+
+    Attributes:
+        row: The row that each is of, shape (m,), int64.
+        label: Shape (m,), int64.
+        score: Shape (m,), float32.
+        boxes: Corners, shape (m, 4), float32.
+    """
+
+    row: Tensor
+    label: Tensor
+    score: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def of(cls, rows: HeadRows) -> Self:
+        """Take the best `MOST` with a score of at least `FLOOR`."""
+        best = torch.nan_to_num(rows.scores.amax(1))
+        # the best candidates can only be of the rows that have the best one each
+        some = best.topk(min(MOST, len(best))).indices
+        scores = torch.nan_to_num(rows.scores[some]).flatten()
+        score, at = scores.topk(min(MOST, len(scores)))
+        at = at[: int((score >= FLOOR).sum())]
+        labels = rows.scores.shape[1]
+        row, label = some[at.div(labels, rounding_mode="floor")], at % labels
+        return cls(row, label, scores[at].float(), rows.boxes_of(row, label).float())
+
+
 def statistics(
-    seen: Detections, rows: HeadRows | None, made_by: Tensor | None, size: tuple[int, int] | None
+    seen: Detections,
+    candidates: Candidates | None,
+    made_by: Tensor | None,
+    size: tuple[int, int] | None,
 ) -> Tensor:
     """Return the statistics of the visible boxes of an image, shape (n, 19), float32.
 
@@ -54,7 +88,7 @@ def statistics(
 
     Args:
         seen: The visible boxes, n of them.
-        rows: What the head said, or None.
+        candidates: What the head proposed, or None.
         made_by: The row of each box, shape (n,), int64, or None.
         size: Height and width of the image, in pixels, or None.
     """
@@ -71,9 +105,9 @@ def statistics(
     same = seen.labels[:, None] == seen.labels
     columns += [_largest(overlap * same), _largest(overlap * ~same)]
     columns += _shadow(seen, overlap)
-    if rows is None or made_by is None:
+    if candidates is None or made_by is None:
         return torch.stack([*columns, *[unknown] * (len(NAMES) - len(columns))], 1)
-    return torch.stack([*columns, *_around(seen, rows, made_by)], 1)
+    return torch.stack([*columns, *_around(seen, candidates, made_by)], 1)
 
 
 def _shadow(seen: Detections, overlap: Tensor) -> list[Tensor]:
@@ -89,9 +123,8 @@ def _log_odds(scores: Tensor) -> Tensor:
     return torch.logit(scores.float(), eps=1e-4)
 
 
-def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
-    row, label, score = candidates(rows)
-    boxes = rows.boxes_of(row, label).float()
+def _around(seen: Detections, candidates: Candidates, made_by: Tensor) -> list[Tensor]:
+    row, label, score, boxes = candidates
     iou = pairwise_iou(seen.boxes.float(), boxes)
     itself = made_by[:, None] == row
     near = (iou >= _OVERLAP) & ~itself
@@ -117,30 +150,18 @@ def _around(seen: Detections, rows: HeadRows, made_by: Tensor) -> list[Tensor]:
     ]
 
 
-def hidden(seen: Detections, rows: HeadRows | None) -> tuple[float, ...]:
+def hidden(seen: Detections, candidates: Candidates | None) -> tuple[float, ...]:
     """Return what the head said where the user sees no box: the values of `HIDDEN`, or NaN."""
-    if rows is None:
+    if candidates is None:
         return (float("nan"),) * len(HIDDEN)
-    row, label, score = candidates(rows)
-    boxes = rows.boxes_of(row, label).float()
-    apart = ~(pairwise_iou(boxes, seen.boxes.float()) >= _OVERLAP).any(1)
-    boxes, score = boxes[apart][:_MOST_HIDDEN], score[apart][:_MOST_HIDDEN]
+    overlap = pairwise_iou(candidates.boxes, seen.boxes.float())
+    apart = (overlap < _OVERLAP).all(1)
+    boxes, score = (one[apart][:_MOST_HIDDEN] for one in (candidates.boxes, candidates.score))
     if len(score) == 0:
         return (0.0,) * len(HIDDEN)
     votes = (pairwise_iou(boxes, boxes) >= _OVERLAP).sum(1).clamp(min=1)
     found = torch.stack([(1 / votes).sum(), (score / votes).sum(), score[0]])
     return tuple(found.tolist())
-
-
-def candidates(rows: HeadRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, label and score of the candidates of an image, the highest scores first."""
-    row, label = (rows.scores >= FLOOR).nonzero(as_tuple=True)
-    score = rows.scores[row, label].float()
-    if len(score) > MOST:
-        score, best = score.topk(MOST)
-        return row[best], label[best], score
-    order = score.argsort(descending=True, stable=True)
-    return row[order], label[order], score[order]
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import DetectionOutput, ImageOutput, NMSConfig
 from ml_debugger.object_detection.pooling import pool_boxes
 from ml_debugger.object_detection.schema import CORNERS, SCHEMA
-from ml_debugger.object_detection.statistics import HIDDEN, hidden, statistics
+from ml_debugger.object_detection.statistics import HIDDEN, Candidates, hidden, statistics
 
 _LAYER = "layer."  # before the name of a tap that a target layer has
 _call = threading.local()
@@ -254,16 +254,17 @@ def _recorded(image: ImageOutput) -> DetectionOutput:
     """Link the visible boxes of an image to the head's rows, and take what is recorded of them."""
     seen, rows = image.seen, image.rows
     made_by = None if rows is None else link(seen, rows)
+    candidates = None if rows is None else Candidates.of(rows)
     return DetectionOutput(
         boxes=seen.boxes,
         scores=seen.scores,
         labels=seen.labels,
         logits=None if rows is None or made_by is None else rows.logits[made_by],
         features=None if rows is None or made_by is None else rows.features(made_by),
-        statistics=statistics(seen, rows, made_by, image.size),
+        statistics=statistics(seen, candidates, made_by, image.size),
         size=image.size,
         placement=image.placement,
-        hidden=hidden(seen, rows),
+        hidden=hidden(seen, candidates),
     )
 
 
