@@ -34,17 +34,32 @@ class Case(NamedTuple):
 
 
 @torch.no_grad()
-def enliven(backbone: nn.Module, heads: Iterable[nn.Module]) -> None:
-    """Normalise by a batch's own statistics, and let logits differ from place to place."""
+def enliven(backbone: nn.Module, heads: Iterable[nn.Module], run: Callable[[], Any]) -> None:
+    """Normalise by a batch's own statistics, and let logits spread like those of a trained model.
+
+    Args:
+        backbone: What sees the images.
+        heads: Convolutions or linear layers that give the logits.
+        run: Calls the model.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    backbone.train()(torch.stack(images()))
+    backbone.train()
+    backbone(torch.stack(images()))
     backbone.eval()
-    for head in heads:
-        for name, weight in head.named_parameters():
-            if name.endswith("weight") and weight.ndim > 1:
-                weight.mul_(20)
+    outputs: dict[nn.Module, torch.Tensor] = {}
+    handles = [
+        head.register_forward_hook(lambda module, _, output: outputs.update({module: output}))
+        for head in heads
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    for head, output in outputs.items():
+        factor = 2 / output.std()
+        head.weight.mul_(factor)
+        head.bias.copy_(head.bias * factor - output.mean() * factor - 4)
 
 
 def images() -> list[torch.Tensor]:
@@ -55,19 +70,19 @@ def images() -> list[torch.Tensor]:
 def torchvision(name: str, **arguments: Any) -> Callable[[], Case]:
     def build() -> Case:
         model = getattr(detection, name)(**EMPTY, **arguments)
-        head = getattr(model, "head", None)
-        last = model.roi_heads.box_predictor.cls_score if head is None else _last(head)
-        enliven(model.backbone, [last] if isinstance(last, nn.Module) else last)
-        return Case(model.eval(), images())
+        head = getattr(model.eval(), "head", None)
+        last = [model.roi_heads.box_predictor.cls_score] if head is None else _last(head)
+        enliven(model.backbone, last, lambda: model(images()))
+        return Case(model, images())
 
     return build
 
 
-def _last(head: Any) -> Any:
+def _last(head: Any) -> list[nn.Module]:
     """Return what gives the logits in a one-stage detector."""
     found = head.classification_head
     levels = getattr(found, "module_list", None)
-    return found.cls_logits if levels is None else [one[-1] for one in levels]
+    return [found.cls_logits] if levels is None else [one[-1] for one in levels]
 
 
 def detr() -> Case:
@@ -80,8 +95,8 @@ def detr() -> Case:
         backbone_config=ResNetConfig(out_features=["stage4"]),
     )
     model = DetrForObjectDetection(config).eval()
-    enliven(model.model.backbone.model, [model.class_labels_classifier])
-    return Case(model, {"pixel_values": torch.stack(images())})
+    given = {"pixel_values": torch.stack(images())}
+    return Case(model, given)
 
 
 def yolo() -> Case:
@@ -91,7 +106,9 @@ def yolo() -> Case:
     model = ultralytics.YOLO("yolov8n.yaml")
     model.overrides.update({"imgsz": SIZE, "verbose": False})
     pictures = [(255 * one.permute(1, 2, 0).numpy()).astype(np.uint8) for one in images()]
-    enliven(model.model, [branch[-1] for branch in model.model.model[-1].cv3])
+    network = model.model.eval()
+    last = [branch[-1] for branch in network.model[-1].cv3]
+    enliven(network, last, lambda: network(torch.stack(images())))
     return Case(model, pictures)
 
 
@@ -108,12 +125,13 @@ def mmdetection() -> Case:
     config = Config.fromfile(folder / "retinanet" / "retinanet_r18_fpn_1x_coco.py").model
     config.backbone.init_cfg = None
     model = MODELS.build(config).eval()
-    enliven(model.backbone, [model.bbox_head.retina_cls])
     about = {"ori_shape": (SIZE, SIZE), "img_shape": (SIZE, SIZE), "scale_factor": (1.0, 1.0)}
     samples = [DetDataSample(metainfo=about) for _ in range(BATCH)]
     given = {"inputs": [(255 * one).byte() for one in images()], "data_samples": samples}
     ready = model.data_preprocessor(given, False)
-    return Case(model, {**ready, "mode": "predict"})
+    case = Case(model, {**ready, "mode": "predict"})
+    enliven(model.backbone, [model.bbox_head.retina_cls], lambda: model(**case.model_input))
+    return case
 
 
 FAMILIES: dict[str, Callable[[], Case]] = {

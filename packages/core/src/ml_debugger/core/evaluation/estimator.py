@@ -26,7 +26,7 @@ __all__ = ["NOT_FINITE", "Answers", "Asked", "ErrorModel", "Estimates", "Observa
 #: The outlier p-value of units with non-finite values: below any that a finite one can have.
 NOT_FINITE = 1e-6
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ class ErrorModel:
             "references.prior": sources.references.prior,
             "head.centre": head.centre,
             "head.inverse": head.inverse,
-            "head.weights": head.weights,
+            **{f"head.{name}": values for name, values in head.arrays().items()},
             "remoteness.centre": self._remoteness.centre,
             "remoteness.spread": self._remoteness.spread,
             "remoteness.ranked": self._remoteness.ranked,
@@ -371,12 +371,8 @@ class ErrorModel:
             has_score=settings["has_score"],
             statistics=settings.get("statistics", 0),
         )
-        head = Head(
-            arrays["head.centre"],
-            arrays["head.inverse"],
-            arrays["head.weights"],
-            settings["intercept"],
-        )
+        scaled = Head(arrays["head.centre"], arrays["head.inverse"], np.zeros(0), 0.0)
+        head = scaled.with_learnt(_below("head.", arrays), settings["intercept"])
         remoteness = Remoteness(
             arrays["remoteness.centre"], arrays["remoteness.spread"], arrays["remoteness.ranked"]
         )

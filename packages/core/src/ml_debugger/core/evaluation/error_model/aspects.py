@@ -169,45 +169,27 @@ class Aspects:
             anchor: As in `Head.fit`.
             free: As in `Head.fit`.
         """
-        everything = np.ones(len(columns), np.bool_)
-        whole = cls._once(columns, asked, everything, scaled, anchor=anchor, free=free)
-        found = whole.answer(columns)
-        for fold in range(FOLDS):
-            inside = folds == fold
-            if not inside.any():
-                continue
-            part = cls._once(columns, asked, ~inside, scaled, anchor=anchor, free=free)
-            other = part.answer(columns[inside])
-            for name, values in found.aspects.items():
-                values[inside] = other.aspects[name]
-            if found.kinds is not None and other.kinds is not None:
-                found.kinds[inside] = other.kinds
-        return whole, found
-
-    @classmethod
-    def _once(
-        cls,
-        columns: Floats,
-        asked: Asked,
-        among: NDArray[np.bool_],
-        scaled: Head,
-        *,
-        anchor: int,
-        free: int,
-    ) -> "Aspects":
-        heads = {}
+        heads, told = {}, {}
         for name, values in asked.aspects.items():
-            rows = among & (values >= 0)
+            rows = np.flatnonzero(values >= 0)
             wrong = values[rows] > 0
             few = min(int(wrong.sum()), int((~wrong).sum())) < _FEW
-            heads[name] = scaled.fit(
-                columns[rows], wrong, anchor=anchor, only_anchor=few, free=free
+            heads[name], held_out = scaled.cross_fit(
+                columns[rows], wrong, folds[rows], anchor=anchor, only_anchor=few, free=free
             )
-        kinds = None
-        if asked.kind is not None:
-            rows = among & (asked.kind > 0)
-            kinds = Kinds.fit(scaled.scale(columns[rows]), asked.kind[rows], asked.kinds)
-        return cls(heads, kinds)
+            told[name] = heads[name](columns)
+            told[name][rows] = held_out
+        if asked.kind is None:
+            return cls(heads, None), Answers(told, None)
+        evidence, errors = scaled.scale(columns), asked.kind > 0
+        kinds = Kinds.fit(evidence[errors], asked.kind[errors], asked.kinds)
+        shares = np.empty((len(columns), asked.kinds - 1))
+        for fold in range(FOLDS):
+            inside = folds == fold
+            others = errors & ~inside
+            part = Kinds.fit(evidence[others], asked.kind[others], asked.kinds)
+            shares[inside] = part(evidence[inside])
+        return cls(heads, kinds), Answers(told, _joint(next(iter(told.values())), shares))
 
     def answer(self, columns: Floats) -> Answers:
         """Say what evidence of shape (n, c) means."""
@@ -215,13 +197,16 @@ class Aspects:
         if self.kinds is None:
             return Answers(aspects, None)
         head = next(iter(self.heads.values()))
-        wrong = next(iter(aspects.values())).astype(np.float64)[:, None]
-        shares = np.hstack([1 - wrong, wrong * self.kinds(head.scale(columns))])
-        return Answers(aspects, shares.astype(np.float32))
+        shares = self.kinds(head.scale(columns))
+        return Answers(aspects, _joint(next(iter(aspects.values())), shares))
 
     def arrays(self) -> dict[str, Array]:
         """Return the numbers, by name."""
-        found = {f"{n}.weights": head.weights for n, head in enumerate(self.heads.values())}
+        found = {
+            f"{number}.{name}": values
+            for number, head in enumerate(self.heads.values())
+            for name, values in head.arrays().items()
+        }
         return found if self.kinds is None else {**found, "kinds": self.kinds.weights}
 
     def settings(self) -> dict[str, Any]:
@@ -235,11 +220,16 @@ class Aspects:
     @classmethod
     def restore(cls, arrays: Mapping[str, Array], settings: Mapping[str, Any], head: Head) -> Self:
         """Rebuild them; `head` scales the evidence."""
-        heads = {
-            name: Head(head.centre, head.inverse, arrays[f"{number}.weights"], intercept)
-            for number, (name, intercept) in enumerate(
-                zip(settings["names"], settings["intercepts"], strict=True)
-            )
-        }
+        heads = {}
+        for number, name in enumerate(settings["names"]):
+            start = f"{number}."
+            own = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+            heads[name] = head.with_learnt(own, settings["intercepts"][number])
         kinds = Kinds(arrays["kinds"]) if "kinds" in arrays else None
         return cls(heads, kinds, settings["leads"])
+
+
+def _joint(wrong: Array, shares: Floats) -> NDArray[np.float32]:
+    """Return the probability of every kind, of none first, from that of an error and the shares."""
+    error = np.asarray(wrong, np.float64)[:, None]
+    return np.hstack([1 - error, error * shares]).astype(np.float32)

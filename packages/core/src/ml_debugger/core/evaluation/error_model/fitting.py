@@ -349,18 +349,7 @@ def _combine(
             f"only {count} {which if count != 1 else which[:-1]} among {n} units: error_proba is "
             "the calibrated max softmax alone; evaluate more labelled units"
         )
-    scaled = Head.scaled_to(columns)
-    head = scaled.fit(columns, units.wrong, anchor=anchor, only_anchor=few, free=free)
-    error_proba = np.empty(n, np.float32)
-    for fold in range(FOLDS):
-        inside = units.folds == fold
-        if inside.any():
-            other = scaled.fit(
-                columns[~inside],
-                units.wrong[~inside],
-                anchor=anchor,
-                only_anchor=few,
-                free=free,
-            )
-            error_proba[inside] = other(columns[inside])
+    head, error_proba = Head.scaled_to(columns).cross_fit(
+        columns, units.wrong, units.folds, anchor=anchor, only_anchor=few, free=free
+    )
     return head, error_proba, notes

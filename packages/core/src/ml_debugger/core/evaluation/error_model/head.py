@@ -1,12 +1,16 @@
 """From evidence to a calibrated probability."""
 
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_debugger.core.evaluation.error_model.calibration import Correction
+from ml_debugger.core.evaluation.error_model.folds import FOLDS
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers, log_softmax
+from ml_debugger.core.evaluation.metrics import nll
 
 #: The evidence of a class vector; "larger means more likely wrong", as everywhere.
 COLUMNS = ("max_softmax", "margin", "entropy")
@@ -88,12 +92,14 @@ class Head:
         weights: Shape (c,), float64, never negative but for statistics: evidence against a
             prediction may count little, but not in its favour.
         intercept: The log-odds of an error at the median of the evidence.
+        correction: Of the probabilities, or None.
     """
 
     centre: Floats
     inverse: Floats
     weights: Floats
     intercept: float
+    correction: Correction | None = None
 
     @classmethod
     def scaled_to(cls, columns: Floats) -> Self:
@@ -157,7 +163,59 @@ class Head:
         # Summed by column: a matrix product may round differently for another number of rows.
         odds = np.sum(self.scale(columns) * self.weights, axis=1) + self.intercept
         proba: NDArray[np.float32] = (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)
-        return proba
+        return proba if self.correction is None else self.correction(proba)
+
+    def cross_fit(
+        self,
+        columns: Floats,
+        wrong: NDArray[np.bool_],
+        folds: Integers,
+        *,
+        anchor: int,
+        only_anchor: bool,
+        free: int,
+    ) -> tuple["Head", NDArray[np.float32]]:
+        """Fit to all units, and tell of each what heads say that were fitted to other folds.
+
+        Probabilities are corrected where that makes those of other folds more likely.
+
+        Args:
+            columns: Evidence, shape (n, c), float64.
+            wrong: Whether each unit is an error, shape (n,).
+            folds: Fold of each unit, shape (n,).
+            anchor: As in `fit`.
+            only_anchor: As in `fit`.
+            free: As in `fit`.
+        """
+        known: dict[str, Any] = {"anchor": anchor, "only_anchor": only_anchor, "free": free}
+        whole = self.fit(columns, wrong, **known)
+        proba = np.empty(len(wrong), np.float32)
+        for fold in range(FOLDS):
+            inside = folds == fold
+            if inside.any():
+                proba[inside] = self.fit(columns[~inside], wrong[~inside], **known)(columns[inside])
+        corrected = None if only_anchor else Correction.held_out(proba, wrong, folds)
+        if corrected is None or nll(corrected, wrong) >= nll(proba, wrong):
+            return whole, proba
+        return replace(whole, correction=Correction.fit(proba, wrong)), corrected
+
+    def arrays(self) -> dict[str, Array]:
+        """Return what was learnt, by name; `intercept` is all there is beside it."""
+        found = {"weights": self.weights}
+        if self.correction is not None:
+            found["correction"] = np.stack([self.correction.at, self.correction.shift])
+        return found
+
+    def with_learnt(self, arrays: Mapping[str, Array], intercept: float) -> "Head":
+        """Return a head that scales as this one, with what another has learnt."""
+        curve = arrays.get("correction")
+        return Head(
+            self.centre,
+            self.inverse,
+            arrays["weights"],
+            intercept,
+            None if curve is None else Correction(curve[0], curve[1]),
+        )
 
 
 def logistic(
