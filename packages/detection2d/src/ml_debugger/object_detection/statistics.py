@@ -130,24 +130,31 @@ def _around(seen: Detections, candidates: Candidates, made_by: Tensor) -> list[T
     near = (iou >= _OVERLAP) & ~itself
     same = seen.labels[:, None] == label
     ours, rivals = near & same, near & ~same
-    count = ours.sum(1).float()
-    spread = [_spread(ours, boxes[:, side].expand_as(iou), count) for side in range(4)]
+    # sums over the candidates of each box are matrix products, in double for the differences
+    values = torch.cat([score[:, None], boxes], 1).double()
+    sums = ours.double() @ torch.cat([torch.ones_like(values[:, :1]), values, values**2], 1)
+    count = sums[:, 0].clamp(min=1)
+    mean = sums[:, 1:6] / count[:, None]
+    spread = (sums[:, 6:] / count[:, None] - mean**2).clamp(min=0).sqrt()
+    overlap = (iou * ours).double()
+    iou_mean = overlap.sum(1) / count
+    iou_spread = ((overlap**2).sum(1) / count - iou_mean**2).clamp(min=0).sqrt()
     scale = (seen.boxes[:, 2:] - seen.boxes[:, :2]).float().clamp(min=1e-3).prod(1).sqrt()
-    scores = score.expand_as(iou)
     # a box's own row may speak for another class as well
-    rival = _largest(scores * (near | itself) * ~same)
-    return [
-        count.log1p(),
-        _mean(ours, scores, count),
-        _largest(scores * ours),
-        _spread(ours, scores, count),
-        _mean(ours, iou, count),
-        _spread(ours, iou, count),
-        torch.stack(spread).mean(0) / scale,
-        rivals.sum(1).float().log1p(),
+    rival = _largest(score * ((near | itself) & ~same))
+    found = [
+        sums[:, 0].log1p(),
+        mean[:, 0],
+        _largest(score * ours),
+        spread[:, 0],
+        iou_mean,
+        iou_spread,
+        spread[:, 1:].mean(1) / scale,
+        rivals.sum(1).log1p(),
         rival,
         _log_odds(rival) - _log_odds(seen.scores),
     ]
+    return [one.float() for one in found]
 
 
 def hidden(seen: Detections, candidates: Candidates | None) -> tuple[float, ...]:
@@ -177,12 +184,3 @@ def _largest(values: Tensor) -> Tensor:
     if values.shape[1] == 0:
         return values.new_zeros(len(values))
     return values.amax(1)
-
-
-def _mean(mask: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    return (values * mask).sum(1) / count.clamp(min=1)
-
-
-def _spread(mask: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    off = values - _mean(mask, values, count)[:, None]
-    return ((off**2 * mask).sum(1) / count.clamp(min=1)).sqrt()

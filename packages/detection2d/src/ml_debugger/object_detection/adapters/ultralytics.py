@@ -235,7 +235,10 @@ def _read_anchors(
         ImageOutput(
             _seen(result),
             HeadRows(
-                score, scale_boxes(shape, box, result.orig_shape), logit, _features_at(features)
+                score,
+                torch.as_tensor(scale_boxes(shape, box, result.orig_shape)),
+                logit,
+                _features_at(features),
             ),
             result.orig_shape,
             _placement(shape, result.orig_shape),
