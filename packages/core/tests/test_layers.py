@@ -155,3 +155,10 @@ def test_architecture_is_names_shapes_dtypes_and_classes() -> None:
         nn.Sequential(nn.ReLU(), nn.Linear(4, 3)),
     ):
         assert fingerprint(other) != fingerprint(first)
+
+
+def test_a_module_that_is_shared_can_be_named_by_each_of_its_paths():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    layers = parse_layers({"first": "0:call0", "last": "2"}, model)
+    assert [layer.path for layer in layers.values()] == ["0", "2"]

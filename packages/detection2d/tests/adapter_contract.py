@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.data_filter import ObjectDetectionDataFilter
+from ml_debugger.evaluator import Evaluator
 from ml_debugger.object_detection.adapters.base import Call, DetectionAdapter
 from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import Detections, HeadRows, ImageOutput, NMSConfig
+from ml_debugger.training import ObjectDetectionTracer
 
 Notes = Mapping[str, Sequence[Call]]
 
@@ -35,7 +38,9 @@ def noted(model: nn.Module, adapter: DetectionAdapter) -> Iterator[Notes]:
         return keep
 
     handles = [
-        model.get_submodule(path).register_forward_hook(keeper(name), with_kwargs=True)
+        adapter.running(model)
+        .get_submodule(path)
+        .register_forward_hook(keeper(name), with_kwargs=True)
         for name, path in adapter.taps(model).items()
     ]
     try:
@@ -362,6 +367,47 @@ class AdapterContract(ABC):
             assert all((image.seen.scores >= value).all() for image in images)
         if name == "max_detections_per_image":
             assert all(len(image.seen) <= value for image in images)
+
+    # The tracer
+
+    def test_a_tracer_records_and_evaluates_it(self, given: Any) -> None:
+        run = self.run
+
+        class Traced(ObjectDetectionTracer):
+            def run_model(self, model_input: Any) -> Any:
+                return run(self.model, model_input)
+
+        class Filtered(ObjectDetectionDataFilter):
+            def run_model(self, model_input: Any) -> Any:
+                return run(self.model, model_input)
+
+        model, rounds = self.model(), 4
+        with torch.no_grad():
+            seen = self.seen(run(model, given), given, self.adapter.nms(model))
+        sound = [(one.boxes[:, 2:] > one.boxes[:, :2]).all(1) for one in seen]
+        truths = [
+            {"boxes": one.boxes[some][::2].clone(), "labels": one.labels[some][::2]}
+            for one, some in zip(seen, sound, strict=True)
+        ]
+        boxes = sum(map(len, seen))
+        with Traced(model, "m", "v") as tracer, torch.no_grad():
+            assert tracer.layers == self.adapter.layers(model)
+            for at in range(rounds):
+                ids = [f"{at}-{image}" for image in range(len(seen))]
+                output = tracer(given, truths, ids, "val")
+                again = self.seen(output, given, self.adapter.nms(model))
+                for one, other in zip(seen, again, strict=True):
+                    assert torch.equal(one.boxes, other.boxes)
+                    assert torch.equal(one.scores, other.scores)
+        result = Evaluator("m", "v").request_evaluation()
+        units = result.to_pandas()
+        assert len(units) == rounds * boxes
+        assert (~units.wrong).sum() >= rounds * sum(len(one["boxes"]) for one in truths) // 2
+        assert units.finite.all()
+        with Filtered(model, "m", "v", result.result_name) as data_filter, torch.no_grad():
+            data_filter(given, [f"pool-{image}" for image in range(len(seen))])
+            picked = data_filter.query(10, {"top_n": 2})
+        assert sorted(picked) == [f"pool-{at}" for at, one in enumerate(seen) if len(one)]
 
 
 def rows_of(image: ImageOutput) -> HeadRows:

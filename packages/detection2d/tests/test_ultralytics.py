@@ -3,9 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,20 +59,6 @@ def spread(convolution: Any, inputs: Tensor, mean: float) -> None:
     shape = (-1, *[1] * (convolution.weight.ndim - 1))
     convolution.weight.mul_(factor.view(shape))
     convolution.bias.copy_(mean - logits.mean(0) * factor)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hooks_where_it_runs() -> Iterator[None]:
-    """Let the contract put its hooks on the network that runs, not on what it is copied from."""
-    plain: Any = adapter_contract.noted
-
-    def noted(model: nn.Module, adapter: Any) -> Any:
-        paths = adapter.taps(model)
-        return plain(adapter.running(model), SimpleNamespace(taps=lambda _: paths))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_contract, "noted", noted)
-        yield
 
 
 class UltralyticsContract(AdapterContract):

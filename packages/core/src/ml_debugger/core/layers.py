@@ -108,7 +108,7 @@ def parse_layers(target_layers: Any, model: nn.Module) -> dict[str, Layer]:
         raise InputError(
             f"target_layers must map aliases to module paths, got {type(target_layers).__name__}"
         )
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # a module may have two paths
     return {alias: _parse(alias, text, modules) for alias, text in target_layers.items()}
 
 

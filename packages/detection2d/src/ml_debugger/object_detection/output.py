@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ml_debugger.core.errors import InputError
+
+#: Pixels of the image as it was loaded, or of the tensor that the network gets: resized, padded.
+Frame = Literal["original", "network"]
 
 
 class NMSConfig(BaseModel):

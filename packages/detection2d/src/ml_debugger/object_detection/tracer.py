@@ -2,7 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -154,6 +155,18 @@ class ObjectDetectionTorchTracer(Tracer):
         finally:
             super().close()
 
+    @contextmanager
+    @override
+    def _attached(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        inner = unwrap(self.model)
+        if self._adapter is not None and self._adapter.running(inner) is not inner:
+            raise UnsupportedModelError(
+                f"{type(inner).__name__} runs a copy of its network, whose calls attached() cannot "
+                "see; call the tracer in place of the model"
+            )
+        with super()._attached(*args, **kwargs):
+            yield
+
     @override
     def count_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
         given = args[0] if args else kwargs
@@ -190,8 +203,8 @@ class ObjectDetectionTorchTracer(Tracer):
 
     @override
     def parse_ground_truth(self, ground_truth: Any, inputs: int | None) -> Units[Tensor]:
-        truths = read_ground_truth(ground_truth, inputs)
-        return _actual(truths)
+        frame = "original" if self._adapter is None else self._adapter.frame
+        return _actual(read_ground_truth(ground_truth, inputs, frame=frame))
 
     @override
     def _parse_and_save_io_data(self, model_input: Any, *args: Any, **kwargs: Any) -> Any:

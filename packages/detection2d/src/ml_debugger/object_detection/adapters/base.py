@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from ml_debugger.core.capture import Call as Call
-from ml_debugger.object_detection.output import ImageOutput, NMSConfig
+from ml_debugger.object_detection.output import Frame, ImageOutput, NMSConfig
 
 
 class Calls(Protocol):
@@ -25,9 +25,12 @@ class DetectionAdapter(ABC):
 
     Attributes:
         family: What the family is called, for messages.
+        frame: In which image's pixels its boxes are: those of the image that the user loaded, or
+            of what the network saw. Ground truth that holds both is read in the same.
     """
 
     family: ClassVar[str]
+    frame: ClassVar[Frame] = "original"
 
     @abstractmethod
     def detect(self, model: nn.Module) -> bool:
@@ -83,9 +86,3 @@ class DetectionAdapter(ABC):
     def images(self, model_input: Any) -> int | None:
         """Return how many images a model input holds; None where only the output can tell."""
         return None
-
-
-def is_a(model: object, *qualified_names: str) -> bool:
-    """Test an object's ancestry by name, so that no family's library is imported to say no."""
-    ancestors = {f"{a.__module__}.{a.__qualname__}" for a in type(model).__mro__}
-    return not ancestors.isdisjoint(qualified_names)

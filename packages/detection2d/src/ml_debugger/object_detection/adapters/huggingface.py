@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.errors import UnsupportedModelError
-from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter, is_a
+from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter
+from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import (
     Detections,
     HeadRows,
@@ -67,6 +68,7 @@ class HuggingFaceDETR(DetectionAdapter):
     them by the size of the image before padding). Without a mask the whole counts.
     """
 
+    frame = "network"
     family = "Hugging Face DETR"
 
     @override

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ml_debugger.object_detection.adapters.base import Calls, is_a
+from ml_debugger.object_detection.adapters.base import Calls
 from ml_debugger.object_detection.adapters.mmdetection import (
     MMDetectionBase,
     brought_back,
@@ -15,6 +15,7 @@ from ml_debugger.object_detection.adapters.mmdetection import (
     upright,
 )
 from ml_debugger.object_detection.adapters.torchvision_rcnn import as_computed
+from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import HeadRows
 
 #: Where a one-stage head keeps its last classification layer, and whether its boxes have another

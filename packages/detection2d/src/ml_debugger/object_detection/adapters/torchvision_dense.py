@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ml_debugger.object_detection.adapters.base import Calls, DetectionAdapter, is_a
+from ml_debugger.object_detection.adapters.base import Calls, DetectionAdapter
 from ml_debugger.object_detection.adapters.torchvision_rcnn import (
     as_computed,
     images_of,
@@ -19,6 +19,7 @@ from ml_debugger.object_detection.adapters.torchvision_rcnn import (
     set_nms,
     sizes_of,
 )
+from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import HeadRows, ImageOutput, NMSConfig
 
 _CLASSIFIER = "head.classification_head"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection.adapters.base import is_a
+from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.ground_truth.truth import (
     BoxFormat,
     Truth,

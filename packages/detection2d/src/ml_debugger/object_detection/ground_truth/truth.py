@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.object_detection.output import Frame as Frame
 
 #: Corners; a corner, width and height; centre, width and height.
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
-
-#: Pixels of the image as it was loaded, or of the tensor that the network gets: resized, padded.
-Frame = Literal["original", "network"]
 
 #: Normalised boxes may pass the image by this share of it: a label is seldom clipped to the bit.
 _SLACK = 0.01
