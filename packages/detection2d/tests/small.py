@@ -27,8 +27,8 @@ class Backbone(nn.Sequential):
         )
 
 
-def faster_rcnn(seed: int = 0, **settings: Any) -> FasterRCNN:
-    """Return the same detector each time, in evaluation mode."""
+def faster_rcnn(seed: int = 0, extra: nn.Module | None = None, **settings: Any) -> FasterRCNN:
+    """Return the same detector each time, in evaluation mode; `extra` makes it another."""
     torch.manual_seed(seed)
     size = 3
     model = FasterRCNN(
@@ -37,7 +37,7 @@ def faster_rcnn(seed: int = 0, **settings: Any) -> FasterRCNN:
         max_size=96,
         rpn_anchor_generator=AnchorGenerator(((12, 24),), ((1.0,),)),
         box_roi_pool=MultiScaleRoIAlign(["0"], size, 1),
-        box_head=nn.Sequential(nn.Flatten(), nn.Linear(16 * size * size, 12), nn.ReLU()),
+        box_head=nn.Sequential(nn.Flatten(), nn.Linear(16 * size * size, 12), extra or nn.ReLU()),
         box_predictor=FastRCNNPredictor(12, CLASSES),
         rpn_post_nms_top_n_test=40,
         **{"box_score_thresh": 0.3, "box_detections_per_img": 8, **settings},

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from typing_extensions import override
 
+from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.query import Columns, FilterConfig, Strategy
 from ml_debugger.core.records import owners
 
@@ -64,13 +65,19 @@ class BBoxStrategy(Strategy):
             inputs: How many inputs there are.
 
         Raises:
-            StrategyError: A value of the filter cannot be compared with its column.
+            StrategyError: A value of the filter cannot be compared with its column, or the
+                weights are no numbers.
         """
         values = np.asarray(columns(self.target_column), np.float64)
         owner = owners(counts, inputs)
         weights = np.ones(len(values))
         if self.weight_column is not None:
-            given = np.asarray(columns(self.weight_column), np.float64)
+            try:
+                given = np.asarray(columns(self.weight_column), np.float64)
+            except (TypeError, ValueError):
+                raise StrategyError(
+                    f"weight_column {self.weight_column!r} is no column of numbers"
+                ) from None
             weights = np.maximum(np.nan_to_num(given, posinf=0.0), 0.0)
         kept = np.isfinite(values)
         if self.bbox_filter is not None:

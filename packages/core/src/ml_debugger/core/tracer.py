@@ -95,6 +95,7 @@ class Tracer(ABC):
         """
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.accept(unwrap(model))
         self.model = model
         self._closed = self._watched = False
         self.version = ModelVersion(
@@ -156,6 +157,16 @@ class Tracer(ABC):
         """
 
     # What a task may implement
+
+    def accept(self, model: nn.Module) -> None:  # noqa: B027  a task may take any model
+        """Refuse a model that cannot be traced, before anything is registered.
+
+        Args:
+            model: The user's own module, below any wrapper.
+
+        Raises:
+            UnsupportedModelError: It cannot be traced.
+        """
 
     def default_layers(self, model: nn.Module) -> dict[str, str]:
         """Choose the layers to record where the user names none.

@@ -182,8 +182,8 @@ class CommonDataFilter(InferenceTracer):
     def _check_types(self, config: Strategy) -> None:
         """Refuse values that cannot be compared with their column, before there is a row."""
         columns = empty_columns(self.schema, self._input_fields)
-        if isinstance(config, BBoxStrategy) and config.weight_column is not None:
-            _check_weights(config.weight_column, columns)
+        if isinstance(config, BBoxStrategy):
+            config.aggregate(columns.__getitem__, np.zeros(0, np.int64), 0)
         found = config.bbox_filter if isinstance(config, BBoxStrategy) else config
         for one in (found.conditions if isinstance(found, FilterConfig) else None) or ():
             for name in columns.keys() & one.keys():
@@ -196,8 +196,3 @@ class CommonDataFilter(InferenceTracer):
             return config.flags(pool.column, pool.counts, len(batch.input_ids))
         assert isinstance(config, FilterConfig)  # the constructor takes no other kind
         return cast("list[bool | None]", pool.any_unit(config.matches(pool.column)).tolist())
-
-
-def _check_weights(name: str, columns: Mapping[str, Any]) -> None:
-    if name in columns and getattr(columns[name], "dtype", np.dtype(object)).kind not in "biuf":
-        raise StrategyError(f"weight_column {name!r} is no column of numbers")

@@ -74,8 +74,8 @@ def iou(a: ArrayLike, b: ArrayLike) -> Floats:
         InputError: The shapes are others.
 
     Example:
-        >>> iou([[0, 0, 2, 2]], [[1, 0, 3, 2], [2, 2, 4, 4]])
-        array([[0.33333333, 0.        ]])
+        >>> iou([[0, 0, 2, 2]], [[1, 0, 3, 2], [2, 2, 4, 4]]).round(3).tolist()
+        [[0.333, 0.0]]
     """
     (a, area_a), (b, area_b) = _corners(a), _corners(b)
     inter = _intersection(a[:, :, None], b[:, None, :])

@@ -113,6 +113,15 @@ class ObjectDetectionTorchTracer(Tracer):
         return self._config
 
     @override
+    def accept(self, model: nn.Module) -> None:
+        if not self.detect(model):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is no detector that is known; known are "
+                f"{', '.join(one.family for one in adapters())}. Write a DetectionAdapter, or "
+                "derive from this class and override detect and _parse_model_output"
+            )
+
+    @override
     def default_layers(self, model: nn.Module) -> dict[str, str]:
         adapter = adapter_of(model)
         return {} if adapter is None else adapter.layers(model)
@@ -120,12 +129,6 @@ class ObjectDetectionTorchTracer(Tracer):
     @override
     def hook(self, model: nn.Module) -> Capture:
         inner = unwrap(model)
-        if not self.detect(inner):
-            raise UnsupportedModelError(
-                f"{type(inner).__name__} is no detector that is known; known are "
-                f"{', '.join(one.family for one in adapters())}. Write a DetectionAdapter, or "
-                "derive from this class and override detect and _parse_model_output"
-            )
         adapter = self._adapter = adapter_of(inner)
         self._own = {} if adapter is None else adapter.layers(inner)
         taps = {} if adapter is None else adapter.taps(inner)
@@ -197,7 +200,7 @@ class ObjectDetectionTorchTracer(Tracer):
     @override
     def parse_output(self, output: Any, activations: Activations) -> Units[Tensor]:
         images = self._parse_model_output(output, getattr(_call, "sizes", None))
-        outputs = [images] if isinstance(images, DetectionOutput) else list(images)
+        outputs = _checked(images)
         features = [self._features(one, at, activations) for at, one in enumerate(outputs)]
         return _units(outputs, features, self._layers)
 
@@ -279,6 +282,32 @@ def _recorded(image: ImageOutput) -> DetectionOutput:
         placement=image.placement,
         hidden=hidden(seen, candidates),
     )
+
+
+def _checked(images: Any) -> list[DetectionOutput]:
+    """Return the outputs of a batch, if that is what they are.
+
+    Raises:
+        UnsupportedModelError: They are something else, or do not fit together.
+    """
+    if isinstance(images, DetectionOutput):
+        return [images]
+    if not isinstance(images, Sequence) or not all(isinstance(i, DetectionOutput) for i in images):
+        raise UnsupportedModelError(
+            "_parse_model_output must return one DetectionOutput an image, got "
+            f"{type(images).__name__}"
+            + (f" of {type(images[0]).__name__}" if isinstance(images, Sequence) and images else "")
+        )
+    for number, one in enumerate(images):
+        lengths = {"boxes": len(one.boxes), "scores": len(one.scores), "labels": len(one.labels)}
+        for name, vectors in (("logits", one.logits), ("statistics", one.statistics)):
+            lengths |= {} if vectors is None else {name: len(vectors)}
+        if len(set(lengths.values())) > 1 or one.boxes.shape[1:] != (4,):
+            raise UnsupportedModelError(
+                f"DetectionOutput of image {number} does not fit together: {lengths}, boxes "
+                f"{tuple(one.boxes.shape)}; expected one of each for every box, boxes (n, 4)"
+            )
+    return list(images)
 
 
 def _of_layer(values: Tensor, image: DetectionOutput, number: int) -> Tensor:
