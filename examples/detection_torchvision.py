@@ -14,8 +14,7 @@ from ml_debugger.training import ObjectDetectionTracer
 
 
 def block(before, after, stride):
-    convolution = nn.Conv2d(before, after, 3, stride, 1)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU())
 
 
 def batches(scenes, size=8):
@@ -60,13 +59,11 @@ with ObjectDetectionTracer(model, "shapes", "v1", **settings) as tracer:
                 tracer(images, targets, ids, "val", epoch)  # not model(images)
 
 result = Evaluator("shapes", "v1").request_evaluation(options={"class_names": CLASSES})
-print(result.summary())
-print(error_types(result).to_string())
-print(result.report("detection.html", images=lambda id: val[int(id)].image))
+print(result.summary(), error_types(result).to_string(), sep="\n")
+print(result.report("detection.html", images=lambda name: val[int(name)].image))
 
-name = result.result_name
-with ObjectDetectionDataFilter(model, "shapes", "v1", name, **settings) as data_filter:
+with ObjectDetectionDataFilter(model, "shapes", "v1", result.result_name, **settings) as chosen:
     with torch.no_grad():
         for ids, images, _ in batches(pool):
-            data_filter(images, ids)
-    print(data_filter.query(10, {"top_n": 3}, type_cast=int, explain=True).to_string())
+            chosen(images, ids)
+    print(chosen.query(10, {"top_n": 3}, type_cast=int, explain=True).to_string())

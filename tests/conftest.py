@@ -104,3 +104,9 @@ def make_environment(
 def classification_environment(make_environment: Callable[..., Environment]) -> Environment:
     """What `pip install ml-debugger-classification` gives."""
     return make_environment("ml-debugger-classification")
+
+
+@pytest.fixture(scope="session")
+def whole_environment(make_environment: Callable[..., Environment]) -> Environment:
+    """What `pip install ml-debugger` gives."""
+    return make_environment("ml-debugger")

@@ -160,7 +160,7 @@ def test_doctor(home: Path) -> None:
     said = run("doctor", home=home)
     assert "the store is sound" in said
     assert "ml-debugger-classification" in said
-    assert "pip install ml-debugger-detection2d" in said
+    assert "pip install ml-debugger-detection3d" in said
     segment = max((home / "segments").glob("*.seg"), key=lambda path: path.stat().st_size)
     data = bytearray(segment.read_bytes())
     data[64] ^= 0xFF

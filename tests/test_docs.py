@@ -2,11 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.object_detection import adapters
+from ml_debugger.training import ObjectDetectionTracer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "packages").glob("*/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_SNIPPETS = [page for page in PAGES if SNIPPET.search(page.read_text())]
 
@@ -19,12 +29,45 @@ def test_pages_have_snippets() -> None:
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    names = run(page)
+    if page.name == "model_family.md":
+        evaluate_with(names, monkeypatch)
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run a page's snippets one after another, and return what they leave."""
     text = page.read_text()
-    names: dict[str, object] = {"__name__": "snippets"}
+    names: dict[str, Any] = {"__name__": "snippets"}
     for found in SNIPPET.finditer(text):
         line = text[: found.start()].count("\n") + 1
         code = compile("\n" * line + found[1], str(page), "exec")
         exec(code, names)
+    return names
+
+
+def evaluate_with(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace and evaluate by the page's adapter, as if a package had registered it."""
+
+    class Entry(NamedTuple):
+        name: str = "points"
+
+        def load(self) -> Any:
+            return names["PointsAdapter"]
+
+    monkeypatch.setattr(adapters, "entry_points", lambda group: [Entry()])
+    adapters.adapters.cache_clear()
+    model, images = names["Points"](), torch.rand(20, 3, 64, 80)
+    try:
+        with torch.no_grad():
+            seen = [one["xyxy"][::2] for one in model(images)]
+            truths = [{"boxes": one, "labels": torch.zeros(len(one))} for one in seen]
+            with ObjectDetectionTracer(model, "points", "v1", score_thresh=0.6) as tracer:
+                output = tracer(images, truths, range(20), "val")
+        assert model.score_thresh == 0.55
+        result = Evaluator("points", "v1").request_evaluation()
+        assert len(result) == sum(len(one["xyxy"]) for one in output) > 20
+    finally:
+        adapters.adapters.cache_clear()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -40,9 +83,17 @@ def test_every_public_class_has_a_page() -> None:
         "classification_torchtracer.ClassificationTrainingTorchTracer",
         "classification_torch_data_filter.ClassificationTorchDataFilter",
         "classification_torchlogger.ClassificationTorchLogger",
+        "object_detection_torchtracer.ObjectDetectionTrainingTorchTracer",
+        "object_detection_torch_data_filter.ObjectDetectionTorchDataFilter",
+        "object_detection_torchlogger.ObjectDetectionTorchLogger",
+        "adapters.base.DetectionAdapter",
+        "object_detection.output",
+        "analysis.error_types",
+        "average_precision.mean_average_precision",
         "evaluator.evaluator.Evaluator",
         "result.Result",
         "FilterConfig",
+        "BBoxStrategy",
         "SamplingConfig",
     ):
         assert path in reference

@@ -5,10 +5,10 @@ from inspect import Parameter
 
 import pytest
 
-from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.data_filter import ClassificationDataFilter, ObjectDetectionDataFilter
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.monitoring import ClassificationLogger
-from ml_debugger.training import ClassificationTracer
+from ml_debugger.monitoring import ClassificationLogger, ObjectDetectionLogger
+from ml_debugger.training import ClassificationTracer, ObjectDetectionTracer
 
 # As the documentation writes them, without `self`: `*` begins keyword-only parameters.
 TRACER = {
@@ -57,6 +57,13 @@ DATA_FILTER = {
     "query": "n_data, strategy, dataset_type='pool', type_cast=None",
 }
 
+DETECTION = "n_class=None, score_thresh=None, iou_thresh=None, max_detections_per_image=None"
+
+
+def of_detection(methods: dict[str, str]) -> dict[str, str]:
+    return {**methods, "__init__": f"{methods['__init__']}, {DETECTION}"}
+
+
 EVALUATOR = {
     "__init__": "model_name, version_name, api_endpoint=None, api_key=None",
     "request_evaluation": "method_name='default', result_name=None, n_epoch='latest', options=None",
@@ -70,6 +77,9 @@ DOCUMENTED = [
         ClassificationTracer: TRACER,
         ClassificationLogger: LOGGER,
         ClassificationDataFilter: DATA_FILTER,
+        ObjectDetectionTracer: of_detection(TRACER),
+        ObjectDetectionLogger: of_detection(LOGGER),
+        ObjectDetectionDataFilter: of_detection(DATA_FILTER),
         Evaluator: EVALUATOR,
     }.items()
     for method, written in methods.items()
@@ -112,7 +122,15 @@ def test_documented_methods_have_a_docstring(owner, method, written):
 
 
 @pytest.mark.parametrize(
-    "owner", [ClassificationTracer, ClassificationLogger, ClassificationDataFilter]
+    "owner",
+    [
+        ClassificationTracer,
+        ClassificationLogger,
+        ClassificationDataFilter,
+        ObjectDetectionTracer,
+        ObjectDetectionLogger,
+        ObjectDetectionDataFilter,
+    ],
 )
 def test_constructor_is_written_out_in_the_leaf(owner):
     """Help and editors show the parameters, not `*args`."""

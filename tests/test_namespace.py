@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = sorted((ROOT / "packages").iterdir())
-CODE = ["ml-debugger-core", "ml-debugger-classification"]
+CODE = ["ml-debugger-core", "ml-debugger-classification", "ml-debugger-detection2d"]
 
 
 def contents(wheel: Path) -> set[str]:

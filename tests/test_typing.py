@@ -40,16 +40,16 @@ def test_mypy_in_the_source_tree(tmp_path):
 
 
 @pytest.mark.wheels
-def test_mypy_from_wheels(tmp_path, classification_environment):
-    python = classification_environment.python
+def test_mypy_from_wheels(tmp_path, whole_environment):
+    python = whole_environment.python
     output = mypy("--config-file", "", "--python-executable", python, cwd=tmp_path)
     assert "no issues found" in output
 
 
 @pytest.mark.wheels
 @needs_node
-def test_pyright_from_wheels(tmp_path, classification_environment):
-    pyright_strict(tmp_path, classification_environment.python, "0 errors")
+def test_pyright_from_wheels(tmp_path, whole_environment):
+    pyright_strict(tmp_path, whole_environment.python, "0 errors")
 
 
 @pytest.mark.wheels

@@ -83,6 +83,56 @@ with ClassificationLogger(model, "net", "v1", name) as logger, torch.no_grad():
 print("done")
 """
 
+DETECTION = """
+import torch
+from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.object_detection.output import DetectionOutput
+from ml_debugger.training import ObjectDetectionTracer
+
+
+class Corners(torch.nn.Module):
+    def forward(self, images):
+        low = images.mean((2, 3))[:, :2] * 10
+        return torch.cat([low, low + 8], 1), images.amax((1, 2, 3)).clamp(0, 1)
+
+
+class CornersTracer(ObjectDetectionTracer):
+    @staticmethod
+    def detect(model):
+        return isinstance(model, Corners)
+
+    def _get_n_class(self, model):
+        return 2
+
+    def _parse_model_output(self, model_output, img_sizes):
+        boxes, scores = model_output
+        label = torch.ones(1, dtype=torch.int64)
+        return [
+            DetectionOutput(box[None], score[None], label)
+            for box, score in zip(boxes, scores)
+        ]
+
+
+torch.manual_seed(0)
+model, images = Corners(), torch.rand(60, 3, 16, 16)
+truths = [
+    {"boxes": box[None] + (at % 3) * 3, "labels": [1]}
+    for at, box in enumerate(model(images)[0])
+]
+with CornersTracer(model, "corners", "v1") as tracer:
+    tracer(images, truths, range(60), "val")
+result = Evaluator("corners", "v1").request_evaluation()
+assert len(result.samples()) == 60 and len(result.truths()) == 60
+try:
+    ObjectDetectionTracer(torch.nn.Linear(2, 2), "linear", "v1")
+except UnsupportedModelError as error:
+    assert "torchvision" in str(error), error
+else:
+    raise AssertionError
+print("done")
+"""
+
 THIRD_PARTY_NAMES = """
 from ml_debugger import data_filter, monitoring, training
 
@@ -123,6 +173,14 @@ def test_classification_pulls_core(classification_environment, tmp_path):
     runs(classification_environment, CLASSIFICATION, tmp_path)
 
 
+def test_detection2d_needs_no_family_of_detectors(make_environment, tmp_path):
+    environment = make_environment("ml-debugger-detection2d")
+    installed = set(environment.has())
+    families = {"torchvision", "transformers", "ultralytics", "mmdet", "mmcv"}
+    assert not {"ml-debugger-classification", *families} & installed
+    runs(environment, DETECTION, tmp_path)
+
+
 def test_a_third_party_task(make_environment, wheels, tmp_path):
     """The last steps undo the first: what is left works as if the rest had never been there."""
     third_party = "acme-ml-debugger-segmentation"
@@ -145,7 +203,12 @@ def test_a_third_party_task(make_environment, wheels, tmp_path):
 def test_the_meta_distribution_installs_all(make_environment, wheels, tmp_path):
     environment = make_environment("ml-debugger")
     ours = {name for name in environment.has() if name.startswith("ml-debugger")}
-    assert ours == {"ml-debugger", "ml-debugger-core", "ml-debugger-classification"}
+    assert ours == {
+        "ml-debugger",
+        "ml-debugger-core",
+        "ml-debugger-classification",
+        "ml-debugger-detection2d",
+    }
     runs(environment, CLASSIFICATION, tmp_path)
 
 

@@ -8,23 +8,44 @@ from torch import nn
 from ml_debugger.core import ModelVersion, Store, Task, Tracer, Units
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.data_filter import (
+    BBoxStrategy,
     ClassificationDataFilter,
     CommonDataFilter,
     FilterConfig,
+    ObjectDetectionDataFilter,
     SamplingConfig,
 )
 from ml_debugger.data_filter.classification.classification_torch_data_filter import (
     ClassificationTorchDataFilter,
 )
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.monitoring import ClassificationLogger, MonitoringLogger
+from ml_debugger.monitoring import (
+    ClassificationLogger,
+    MonitoringLogger,
+    ObjectDetectionLogger,
+)
 from ml_debugger.monitoring.classification.classification_torchlogger import (
     ClassificationTorchLogger,
 )
-from ml_debugger.training import ClassificationTracer, TrainingTracer
+from ml_debugger.training import ClassificationTracer, ObjectDetectionTracer, TrainingTracer
 from ml_debugger.training.classification.classification_torchtracer import (
     ClassificationTrainingTorchTracer,
 )
+from ml_debugger.training.object_detection.object_detection_torchtracer import (
+    ObjectDetectionTrainingTorchTracer,
+)
+
+
+def detect(model: nn.Module, images: Any, truths: Any) -> None:
+    tracer = ObjectDetectionTracer(model, "faster_rcnn", "v1", score_thresh=0.3)
+    assert_type(tracer, ObjectDetectionTrainingTorchTracer)
+    assert_type(tracer.n_class, int)
+    assert_type(tracer(images, truths, ["a"]), Any)
+    strategy = BBoxStrategy(top_n=3, aggregation="median")
+    with ObjectDetectionDataFilter(model, "faster_rcnn", "v1", filter_config=strategy) as picker:
+        assert_type(picker(images, ["a"]), tuple[Any, list[bool | None]])
+    with ObjectDetectionLogger(model, "faster_rcnn", "v1") as logger:
+        logger(images)
 
 
 def trace(model: nn.Module, images: Any, labels: Any) -> None:

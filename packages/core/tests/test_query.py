@@ -265,7 +265,7 @@ def test_strategies_are_sorts_or_filters() -> None:
     config = read_strategy({"target_zones": ["hotspot"]}, KINDS, known=["zone"])
     assert isinstance(config, FilterConfig)
     assert read_strategy(config, KINDS, known=["zone"]) is config
-    with pytest.raises(StrategyError, match="may name a, b"):
+    with pytest.raises(StrategyError, match="there are a, b"):
         read_strategy({"conditions": [{"c": ">1"}]}, KINDS, known=["b", "a"])
 
 
