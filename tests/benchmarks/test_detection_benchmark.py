@@ -9,6 +9,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,15 +49,16 @@ def enliven(backbone: nn.Module, heads: Iterable[nn.Module], run: Callable[[], A
     backbone.train()
     backbone(torch.stack(images()))
     backbone.eval()
-    outputs: dict[nn.Module, torch.Tensor] = {}
+    outputs: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)  # a head may see many levels
     handles = [
-        head.register_forward_hook(lambda module, _, output: outputs.update({module: output}))
+        head.register_forward_hook(lambda module, _, output: outputs[module].append(output))
         for head in heads
     ]
     run()
     for handle in handles:
         handle.remove()
-    for head, output in outputs.items():
+    for head, seen in outputs.items():
+        output = torch.cat([one.flatten() for one in seen])
         factor = 2 / output.std()
         head.weight.mul_(factor)
         head.bias.copy_(head.bias * factor - output.mean() * factor - 4)

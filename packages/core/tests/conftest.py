@@ -32,7 +32,7 @@ class MadeTask(Task):
     method = "classification_v1"
 
     @staticmethod
-    def judge(predicted: Any, actual: Any) -> Verdict:
+    def judge(predicted: Any, actual: Any, options: Any) -> Verdict:
         return Verdict(np.asarray(actual["label"], np.int64))
 
     @staticmethod

@@ -10,7 +10,12 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from ml_debugger.core import ModelVersion, Store
-from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
+from ml_debugger.core.errors import (
+    InputError,
+    LayerNotCapturedError,
+    NothingToEvaluateError,
+    UnsupportedModelError,
+)
 from ml_debugger.data_filter import ObjectDetectionDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetectionLogger
@@ -346,3 +351,39 @@ def test_boxes_in_ignore_regions_do_not_count():
     assert result.manifest.rows.ignored == inside
     assert len(result) == sum(len(one["boxes"]) for one in output[:4]) == len(result.to_pandas())
     assert not result.truths().missed[-2:].any()
+
+
+def test_thresholds_of_the_matching_are_options_of_the_evaluation():
+    model, given = small.faster_rcnn(), small.images(8)
+    moved = [{**one, "boxes": one["boxes"] + 3} for one in small.truths(model, given)]
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        tracer(given, moved, range(8), "val")
+    strict = Evaluator("m", "v").request_evaluation(options={"aligned_iou": 1.0})
+    loose = Evaluator("m", "v").request_evaluation(options={"aligned_iou": 0.3})
+    aligned = [(one.to_pandas().kind == "A").sum() for one in (strict, loose)]
+    assert aligned[0] < aligned[1]
+    with pytest.raises(InputError, match="above aligned_iou"):
+        Evaluator("m", "v").request_evaluation(options={"matched_iou": 0.9})
+
+
+def test_a_detector_that_sees_nothing_is_nothing_to_evaluate():
+    model = small.faster_rcnn()
+    truth = {"boxes": torch.tensor([[1.0, 1, 30, 30]]), "labels": torch.tensor([1])}
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        tracer([small.blank()] * 2, [truth] * 2, ["a", "b"], "val")
+    with pytest.raises(NothingToEvaluateError, match="2 labelled inputs"):
+        Evaluator("m", "v").request_evaluation()
+
+
+@pytest.mark.filterwarnings("ignore:Epoch none mixes records of 2 runs")
+def test_what_is_missed_in_images_without_boxes_counts():
+    model, _ = evaluated()
+    truth = {"boxes": torch.tensor([[1.0, 1, 30, 30]]), "labels": torch.tensor([1])}
+    before = Evaluator("m", "v").request_evaluation().truths().missed.sum()
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        tracer([small.blank()] * 2, [truth] * 2, ["x", "y"], "val")
+    result = Evaluator("m", "v").request_evaluation()
+    assert result.truths().missed.sum() == before + 2
+    inputs = result.inputs().set_index("input_id")
+    assert inputs.units[["x", "y"]].tolist() == [0, 0]
+    assert inputs.missed[["x", "y"]].tolist() == [1, 1]

@@ -24,6 +24,7 @@ from ..training.classification.classification_torchtracer import (
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.options import EvaluationOptions
 
 __all__ = [
     "ClassificationDataFilter",
@@ -51,7 +52,9 @@ class ClassificationTask(Task):
 
     @staticmethod
     @override
-    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+    def judge(
+        predicted: Units[Array], actual: Units[Array], options: "EvaluationOptions"
+    ) -> Verdict:
         return Verdict(np.asarray(actual["label"], np.int64))
 
     @staticmethod

@@ -19,6 +19,7 @@ from ml_debugger.core.records import Array, TaskSchema, Units
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.options import EvaluationOptions
     from ml_debugger.core.evaluation.report_page.section import Section
     from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
     from ml_debugger.core.evaluation.result import Result
@@ -100,13 +101,16 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+    def judge(
+        predicted: Units[Array], actual: Units[Array], options: "EvaluationOptions"
+    ) -> Verdict:
         """Tell what each predicted unit should have been.
 
         Args:
             predicted: The predicted units of some inputs, with a column `prediction`. `counts` is
                 None where every input has exactly one, whether or not the task said how many.
             actual: The actual units of the same inputs, likewise.
+            options: Those of the evaluation.
         """
 
     @staticmethod

@@ -82,7 +82,9 @@ class MonitoringLogger(InferenceTracer):
         Without a result there are the counts and the scores; with one also the estimates.
 
         Args:
-            window: Inputs a window; the last may hold fewer.
+            window: Units a window: inputs, or the boxes of a detector; the last may hold fewer.
+                Boxes of one image are no independent evidence, so for detectors `drift` is raised
+                more often by chance than it says.
             dataset_type: The split to look at.
             confidence: Of the interval of the estimated accuracy, in (0, 1).
 

@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from ml_debugger.core.errors import InputError, UnsupportedModelError
+from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.query import FilterConfig
 from ml_debugger.core.records import Array, Batch, Column, ModelVersion, Units
 from ml_debugger.core.store import Records, Scope, Store
@@ -316,14 +317,14 @@ class TaskContract(ABC):
         batch = self._traced(self.batch(), monkeypatch)
         assert batch.actual is not None
         predicted, actual = _as_arrays(batch.predicted), _as_arrays(batch.actual)
-        verdict = self.task.judge(predicted, actual)
+        verdict = self.task.judge(predicted, actual, EvaluationOptions())
         target = verdict.target
         assert target.shape == (len(predicted),)
         assert target.dtype == np.int64
         assert (target >= -1).all()
         assert tuple(verdict.aspects) == self.task.schema.aspects
         assert all(len(values) == len(predicted) for values in verdict.aspects.values())
-        again = self.task.judge(_of_store(predicted), _of_store(actual))
+        again = self.task.judge(_of_store(predicted), _of_store(actual), EvaluationOptions())
         assert_array_equal(again.target, target)
 
     def test_inputs_without_units(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +343,8 @@ class TaskContract(ABC):
         assert _counts(batch.predicted) == [0, 0], "empty_batch() gave units"
         self._check(batch.predicted, self.task.schema.extracted_feature)
         if batch.actual is not None:
-            target = self.task.judge(_as_arrays(batch.predicted), _as_arrays(batch.actual)).target
+            predicted, actual = _as_arrays(batch.predicted), _as_arrays(batch.actual)
+            target = self.task.judge(predicted, actual, EvaluationOptions()).target
             assert target.shape == (0,)
         config = FilterConfig(conditions=({"score": ">=0"},))
         with self._open("data_filter", self.model(), filter_config=config) as data_filter:

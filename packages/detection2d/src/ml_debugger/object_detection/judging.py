@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 ALIGNED = KINDS.index("A")
 
 
-def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+def judge(
+    predicted: Units[Array], actual: Units[Array], aligned: float = 0.5, matched: float = 0.1
+) -> Verdict:
     """Match the boxes of some images, and say of each what it should have been.
 
     A box is right if it is aligned with a true box of its class. One that is aligned with a true
     box of another class should have been that; anything else should not be there as it is.
+
+    Args:
+        predicted: The boxes that the user sees.
+        actual: The true boxes of the same images.
+        aligned: See `ml_debugger.object_detection.matching.match`.
+        matched: Likewise.
     """
     crowd = np.asarray(actual["ignored"], np.bool_)
     prediction = np.asarray(predicted["prediction"], np.int64)
@@ -36,16 +44,18 @@ def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
         labels,
         _counts(actual),
         crowd,
+        aligned=aligned,
+        matched=matched,
     )
     truth = np.append(labels, -1)[found.truth]
-    aligned = found.kind == ALIGNED
+    placed = found.kind == ALIGNED
     return Verdict(
-        target=np.where(aligned, truth, -1),
+        target=np.where(placed, truth, -1),
         label=truth,
         judged=~found.ignored,
         aspects={
-            "det": (~aligned).astype(np.int8),
-            "cls": np.where(aligned, truth != prediction, -1).astype(np.int8),
+            "det": (~placed).astype(np.int8),
+            "cls": np.where(placed, truth != prediction, -1).astype(np.int8),
         },
         kind=found.kind,
         columns={"iou": found.iou},

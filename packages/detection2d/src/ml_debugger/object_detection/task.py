@@ -25,6 +25,7 @@ from ..training.object_detection.object_detection_torchtracer import (
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.options import EvaluationOptions
     from ml_debugger.core.evaluation.report_page.section import Section
     from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
     from ml_debugger.core.evaluation.result import Result
@@ -48,8 +49,10 @@ class ObjectDetectionTask(Task):
 
     @staticmethod
     @override
-    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
-        return judging.judge(predicted, actual)
+    def judge(
+        predicted: Units[Array], actual: Units[Array], options: "EvaluationOptions"
+    ) -> Verdict:
+        return judging.judge(predicted, actual, options.aligned_iou, options.matched_iou)
 
     @staticmethod
     @override

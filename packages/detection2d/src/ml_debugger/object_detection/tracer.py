@@ -91,9 +91,9 @@ class ObjectDetectionTorchTracer(Tracer):
             UnsupportedModelError: It is not the output of a detector.
         """
         model = unwrap(self.model)
-        found = self._known(model).parse(
-            model, model_output, _Taps(self._capture.latest), self.nms_config
-        )
+        adapter = self._known(model)
+        taps = _Taps(self._capture.latest, adapter.silence)
+        found = adapter.parse(model, model_output, taps, self.nms_config)
         return [_recorded(one) for one in found]
 
     def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:
@@ -253,15 +253,14 @@ class ObjectDetectionTorchTracer(Tracer):
 class _Taps:
     """The calls of an adapter's modules."""
 
-    def __init__(self, activations: Activations) -> None:
-        self._activations = activations
+    def __init__(self, activations: Activations, silence: str) -> None:
+        self._activations, self._silence = activations, silence
 
     def __getitem__(self, name: str) -> Sequence[Call]:
         calls = self._activations.taps.get(name)
         if not calls:
             raise UnsupportedModelError(
-                f"the part of the model that is known as {name!r} did not run; was the model "
-                "compiled, scripted or exported, or did it return early?"
+                f"the part of the model that is known as {name!r} did not run; {self._silence}"
             )
         return calls
 

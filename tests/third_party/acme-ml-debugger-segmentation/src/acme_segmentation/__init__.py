@@ -17,6 +17,7 @@ from ml_debugger.training import TrainingTracer
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
+    from ml_debugger.core.evaluation.options import EvaluationOptions
 
 SCHEMA = TaskSchema(
     name="segmentation",
@@ -98,7 +99,9 @@ class SegmentationTask(Task):
     data_filter = SegmentationDataFilter
 
     @staticmethod
-    def judge(predicted: Units[Array], actual: Units[Array]) -> Verdict:
+    def judge(
+        predicted: Units[Array], actual: Units[Array], options: "EvaluationOptions"
+    ) -> Verdict:
         """Find the classes that the image does not show."""
         prediction = predicted["prediction"].astype(np.int64)
         shown = set(zip(_images(actual).tolist(), actual["label"].tolist(), strict=True))

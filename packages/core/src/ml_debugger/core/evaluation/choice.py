@@ -62,8 +62,13 @@ def select(
     scope = replace(scope, dataset_types=tuple(kinds))
     records = repository.records(scope)
     stored = repository.records(replace(scope, labelled=False)).units
-    parts = [part for part in records.parts() if part.units]
-    units = LabelledUnits(parts, repository.layers, judge)
+    parts = [part for part in records.parts() if part.inputs]
+    if not any(part.units for part in parts):
+        raise NothingToEvaluateError(
+            f"the model predicted nothing at all in {records.inputs:,} labelled inputs; lower its "
+            "threshold, or look at its outputs"
+        )
+    units = LabelledUnits(parts, repository.layers, judge, options)
     if not len(units):
         raise NothingToEvaluateError(_nothing(repository, n_epoch, options))
     runs = _runs_by_epoch(parts)

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ml_debugger.core.evaluation.estimator import Observations
+from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.records import Array, Units, owners
 from ml_debugger.core.store import Records
 from ml_debugger.core.task import Verdict
 
 #: Says what each predicted unit should have been; see `Task.judge`.
-Judge = Callable[[Units[Array], Units[Array]], Verdict]
+Judge = Callable[[Units[Array], Units[Array], EvaluationOptions], Verdict]
 
 _INPUT = {
     "input_id": "input/id",
@@ -53,14 +54,20 @@ class LabelledUnits:
         finite: Whether what was recorded of each is finite.
     """
 
-    def __init__(self, parts: Sequence[Records], layers: Mapping[str, str], judge: Judge) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Records],
+        layers: Mapping[str, str],
+        judge: Judge,
+        options: EvaluationOptions,
+    ) -> None:
         stops = np.cumsum([part.units for part in parts])
         starts = [0, *stops.tolist()]
         self.parts = [
             Part(part, start, start + part.units)
             for part, start in zip(parts, starts[:-1], strict=True)
         ]
-        names = set.intersection(*(set(part.names()) for part in parts))
+        names = set.intersection(*(set(part.names()) for part in parts if part.units))
         self.layers = {
             alias: path
             for alias, path in layers.items()
@@ -68,7 +75,7 @@ class LabelledUnits:
         }
         self._has_logits = "predicted/logits" in names
         self._has_statistics = "predicted/statistics" in names
-        verdicts = [judge(_units(one, "predicted"), _units(one, "actual")) for one in parts]
+        verdicts = [judge(_units(p, "predicted"), _units(p, "actual"), options) for p in parts]
         self._missed = [one.missed for one in verdicts]
         self.verdict = _all(verdicts)
         judged = self.verdict.judged

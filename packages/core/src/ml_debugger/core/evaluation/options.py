@@ -1,9 +1,17 @@
 """What a caller may set about an evaluation."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.zones import ZoneRules
@@ -30,6 +38,10 @@ class EvaluationOptions(BaseModel):
         max_references: Most units that others are compared with; bounds memory and time.
         error_proba_thresh: How certain a detection's error type must be to be shown as certain,
             in [0, 1]; without effect on classification.
+        aligned_iou: IoU from which on a box is where a true one is, in (0, 1]; without effect on
+            classification.
+        matched_iou: IoU from which on a box has to do with a true one at all, in (0, 1], at most
+            `aligned_iou`; without effect on classification.
         class_names: One name a class, in their order, for reports.
     """
 
@@ -43,7 +55,17 @@ class EvaluationOptions(BaseModel):
     seed: StrictInt = Field(default=0, ge=0, lt=2**32)
     max_references: StrictInt = Field(default=4096, ge=10)
     error_proba_thresh: float = Field(default=0.8, ge=0, le=1)
+    aligned_iou: float = Field(default=0.5, gt=0, le=1)
+    matched_iou: float = Field(default=0.1, gt=0, le=1)
     class_names: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.matched_iou > self.aligned_iou:
+            raise ValueError(
+                f"matched_iou {self.matched_iou} is above aligned_iou {self.aligned_iou}"
+            )
+        return self
 
     @classmethod
     def read(cls, given: "Mapping[str, Any] | EvaluationOptions | None") -> "EvaluationOptions":

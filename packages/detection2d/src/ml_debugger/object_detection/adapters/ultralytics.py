@@ -45,6 +45,12 @@ class Ultralytics(DetectionAdapter):
 
     family = "Ultralytics"
 
+    silence = (
+        "Ultralytics has made itself another copy of the network. Put device, quantize, nms and "
+        "compile in model.overrides, not in the call, and make the tracer after that and after "
+        "moving the model"
+    )
+
     @override
     def detect(self, model: nn.Module) -> bool:
         if not is_a(model, "ultralytics.engine.model.Model"):
@@ -205,9 +211,7 @@ def _count_passes(calls: Calls, images: int) -> int:
     if left != 0:
         raise UnsupportedModelError(
             f"the traced network saw {images - left} images but the model returned {images} "
-            "results: Ultralytics has made itself another copy of the network. Put device, "
-            "quantize, nms and compile in model.overrides, not in the call, and make the tracer "
-            "after that and after moving the model"
+            f"results: {Ultralytics.silence}"
         )
     if len(calls["head"]) != len(calls["network"]):
         raise UnsupportedModelError(
