@@ -143,6 +143,17 @@ def test_a_forgotten_tracer_gives_the_settings_back():
     assert TorchvisionRCNN().nms(model) == before
 
 
+def test_a_closed_tracer_that_is_forgotten_leaves_the_next_ones_settings():
+    model = small.faster_rcnn()
+    first = ObjectDetectionTracer(model, "m", "v", score_thresh=0.9)
+    first.close()
+    with ObjectDetectionTracer(model, "m", "v", score_thresh=0.7):
+        del first
+        gc.collect()
+        assert model.roi_heads.score_thresh == 0.7
+    assert model.roi_heads.score_thresh == 0.3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

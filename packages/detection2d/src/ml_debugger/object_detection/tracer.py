@@ -142,8 +142,8 @@ class ObjectDetectionTorchTracer(Tracer):
             if wanted:
                 self._apply_nms_config(inner, self._wanted)
                 if adapter is not None:
-                    weakref.finalize(self, adapter.apply_nms, inner, before)
-                    self._restore = lambda: adapter.apply_nms(inner, before)
+                    # it acts once: when closed, or else when forgotten
+                    self._restore = weakref.finalize(self, adapter.apply_nms, inner, before)
         except BaseException:
             capture.close()
             raise
@@ -152,9 +152,8 @@ class ObjectDetectionTorchTracer(Tracer):
 
     @override
     def close(self) -> None:
-        restore, self._restore = self._restore, _nothing
         try:
-            restore()
+            self._restore()
         finally:
             super().close()
 
@@ -221,7 +220,7 @@ class ObjectDetectionTorchTracer(Tracer):
             for name in [name for name in taps if not name.startswith(_LAYER)]:
                 del taps[name]
 
-    _restore: Callable[[], None] = staticmethod(_nothing)
+    _restore: Callable[[], Any] = staticmethod(_nothing)
 
     def _known(self, model: nn.Module) -> DetectionAdapter:
         adapter = adapter_of(model)
