@@ -99,3 +99,13 @@ def test_what_does_not_fit_is_refused_with_what_would(given, said):
     assert said in message
     with pytest.raises(StrategyError):
         BBoxStrategy.read(given)
+
+
+def test_a_huge_box_elsewhere_changes_nothing():
+    columns = {
+        "error_proba": np.array([0.5, 0.3, 0.9, 0.1, 0.2, 0.7]),
+        "pred_size": np.array([1e20, 1.0, 1.0, 2.0, 3.0, 3.0]),
+    }
+    strategy = BBoxStrategy(aggregation="median", weight_column="pred_size")
+    found = strategy.aggregate(columns.__getitem__, np.array([1, 2, 3]), 3)
+    np.testing.assert_allclose(found, [0.5, 0.6, 0.2])

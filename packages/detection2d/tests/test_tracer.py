@@ -398,3 +398,102 @@ def test_what_is_missed_in_images_without_boxes_counts():
     inputs = result.inputs().set_index("input_id")
     assert inputs.units[["x", "y"]].tolist() == [0, 0]
     assert inputs.missed[["x", "y"]].tolist() == [1, 1]
+
+
+def test_two_tracers_of_one_model_give_its_settings_back_in_any_order():
+    model = small.faster_rcnn()
+    first = ObjectDetectionTracer(model, "m", "v", score_thresh=0.4)
+    second = ObjectDetectionTracer(model, "m", "v", score_thresh=0.6)
+    first.close()
+    assert model.roi_heads.score_thresh == 0.6
+    second.close()
+    assert model.roi_heads.score_thresh == 0.3
+
+
+def test_settings_come_back_where_giving_them_fails():
+    class Failing(ObjectDetectionTracer):
+        def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:
+            super()._apply_nms_config(model, nms_config)
+            if nms_config.score_thresh == 0.9:
+                raise RuntimeError("no")
+
+    model = small.faster_rcnn()
+    with pytest.raises(RuntimeError, match="no"):
+        Failing(model, "m", "v", score_thresh=0.9)
+    assert model.roi_heads.score_thresh == 0.3
+
+
+def test_a_layer_of_the_head_is_the_boxes_whatever_its_alias():
+    layers = {"head": "roi_heads.box_head", "box": "roi_heads.box_head"}
+    trace(small.faster_rcnn(), target_layers=layers)
+    columns, _ = stored()
+    assert np.array_equal(columns["predicted/feature.head"], columns["predicted/feature.box"])
+    assert len(np.unique(columns["predicted/feature.head"], axis=0)) > 2
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("roi_heads.box_roi_pool", "images"), ("rpn.anchor_generator", "tensors")]
+)
+def test_a_layer_that_does_not_belong_to_images_is_refused(path, said):
+    model = small.faster_rcnn()
+    with (
+        ObjectDetectionTracer(model, "m", "v", {"mine": path}) as tracer,
+        torch.no_grad(),
+        pytest.raises(UnsupportedModelError, match=said),
+    ):
+        tracer(small.images(), None, ["a", "b"], "val")
+
+
+def test_what_a_layer_gave_is_kept_before_it_is_overwritten():
+    class Overwriting(nn.Module):
+        def forward(self, values: Any) -> Any:
+            return values.relu_()
+
+    model = small.faster_rcnn()
+    model.backbone[4] = Overwriting()
+    with ObjectDetectionTracer(model, "m", "v", {"map": "backbone.3"}) as tracer, torch.no_grad():
+        tracer(small.images(), None, ["a", "b"], "val")
+        assert tracer.get_hooked_features("map").min() < 0
+
+
+def test_boxes_of_two_versions_have_no_place_in_common():
+    _, result = evaluated()
+    with pytest.raises(InputError, match="several units"):
+        result.flow(result)
+    assert len(result.compare(result))
+
+
+@pytest.mark.parametrize("name", ["iou", "x1", "kind", "missed", "units", "det_error_proba"])
+def test_a_field_cannot_be_called_like_a_column_of_a_result(name):
+    fields = [{"name": name, "type": "float", "nullable": True}]
+    with pytest.raises(InputError, match=name):
+        ObjectDetectionTracer(small.faster_rcnn(), "m", "v", additional_fields=fields)
+
+
+def test_estimates_of_a_box_do_not_contradict_each_other():
+    _, result = evaluated()
+    units = result.to_pandas()
+    assert (units.error_proba >= units.det_error_proba - 1e-5).all()
+    together = 1 - (1 - units.det_error_proba) * (1 - units.cls_error_proba)
+    np.testing.assert_allclose(units.error_proba, together, atol=1e-4)
+
+
+def test_only_boxes_where_nobody_is_to_look_are_nothing_to_evaluate():
+    model, given = small.faster_rcnn(), small.images()
+    crowd = {
+        "boxes": torch.tensor([[-50.0, -50, 200, 200]]),
+        "labels": torch.tensor([1]),
+        "iscrowd": torch.tensor([1]),
+    }
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        tracer(given, [crowd] * 2, ["a", "b"], "val")
+    with pytest.raises(NothingToEvaluateError, match="not to look"):
+        Evaluator("m", "v").request_evaluation()
+
+
+def test_images_may_be_given_by_keyword():
+    model, given = small.faster_rcnn(), small.images()
+    with ObjectDetectionTracer(model, "m", "v") as tracer, torch.no_grad():
+        output = tracer({"images": given}, small.truths(model, given), ["a", "b"], "val")
+    assert len(output) == 2
+    assert stored()[1].tolist() == [len(one["boxes"]) for one in output]

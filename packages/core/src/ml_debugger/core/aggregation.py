@@ -123,18 +123,22 @@ def _folded(
         return found
     starts = (np.cumsum(sizes) - sizes)[some]
     total = np.add.reduceat(weights, starts)
-    nothing = np.repeat(total <= 0, sizes[some])  # then boxes weigh alike
+    nothing = np.repeat(~(total > 0) | ~np.isfinite(total), sizes[some])  # boxes weigh alike
     weights = np.where(nothing, 1.0, weights)
     total = np.add.reduceat(weights, starts)
     if aggregation == "mean":
         found[some] = np.add.reduceat(values * weights, starts) / total
         return found
-    below = np.cumsum(weights)
-    within = below - np.repeat((below - weights)[starts], sizes[some])
-    half = np.repeat(total / 2, sizes[some])
-    tolerance = 1e-12 * half
+    # shares of the image's weight; a running sum over all would lose the small ones after a large
+    share = weights / np.repeat(total, sizes[some])
+    width = int(sizes.max())
+    place = np.arange(len(values)) - np.repeat(starts, sizes[some])
+    row = np.repeat(np.arange(len(some)), sizes[some])
+    within = np.zeros((len(some), width))
+    within[row, place] = share
+    within = within.cumsum(axis=1)[row, place]
     # the first box at which half is reached, and the first at which it is passed
-    reached, passed = within >= half - tolerance, within > half + tolerance
+    reached, passed = within >= 0.5 - 1e-12, within > 0.5 + 1e-12
     for mask in (reached, passed):
         number = np.where(mask, np.arange(len(values)), len(values))
         first = np.minimum.reduceat(number, starts)

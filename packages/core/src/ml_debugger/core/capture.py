@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
+from ml_debugger.core.inputs import tensors_in
 from ml_debugger.core.layers import Layer, unwrap
 
 
@@ -136,7 +137,11 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, Layer], taps: Mapping[str, str] | None = None
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        taps: Mapping[str, str] | None = None,
+        copied: Mapping[str, Layer] | None = None,
     ) -> None:
         """Attach a hook to each module, below any compilation or DDP wrapper.
 
@@ -144,6 +149,7 @@ class Capture:
             model: The model.
             layers: The layers to keep reduced, by alias.
             taps: Paths of modules whose calls are kept whole, by name; "" is the model itself.
+            copied: Layers of whose calls detached copies of the tensors are kept, by name.
         """
         self.layers = dict(layers)
         self._newest = Activations()
@@ -163,6 +169,15 @@ class Capture:
             tap = Hook(self._tap(name))
             module = inner.get_submodule(path)
             self._handles.append(module.register_forward_hook(tap, with_kwargs=True))
+        for name, layer in (copied or {}).items():
+            module = inner.get_submodule(layer.path)
+            if layer.side == "input":
+                hook = module.register_forward_pre_hook(
+                    Hook(self._copy_of_input(name)), with_kwargs=True
+                )
+            else:
+                hook = module.register_forward_hook(Hook(self._copy_of_output(name)))
+            self._handles.append(hook)
 
     def own(self, handles: Iterable[Any]) -> None:
         """Take hooks that someone else attached, to remove them with ours."""
@@ -237,6 +252,24 @@ class Capture:
                 activations.keep(alias, layer, _tensor_of(given, alias, layer))
 
         return keep
+
+    def _copy_of_input(self, name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._copy(name, [*args, kwargs])
+
+        return keep
+
+    def _copy_of_output(self, name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            self._copy(name, output)
+
+        return keep
+
+    def _copy(self, name: str, value: Any) -> None:
+        activations = getattr(self._passes, "current", None)
+        if activations is not None:
+            tensors = [one.detach().clone() for one in tensors_in(value)]
+            activations.taps.setdefault(name, []).append(Call((), {}, tensors))
 
     def _tap(self, name: str) -> Callable[..., None]:
         def keep(

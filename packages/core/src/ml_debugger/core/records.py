@@ -60,6 +60,13 @@ class TaskSchema:
     kinds: tuple[str, ...] = ()
 
     @property
+    def taken(self) -> frozenset[str]:
+        """Names that mean something in a result, so that no additional field can have them."""
+        columns = (*self.extracted_feature, *self.ground_truth, *self.inputs)
+        own = {"kind", "missed", "units", "expected_wrong", "expected_missed", "iou"}
+        return self.estimated | own | {column.name for column in columns}
+
+    @property
     def estimated(self) -> frozenset[str]:
         """The columns that a result adds to each unit, as queries name them."""
         own = {"error_proba", "zone", "outlier", "unstable"}

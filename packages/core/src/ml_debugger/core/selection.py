@@ -148,6 +148,12 @@ def _explained(
         reasons = strategy.describe(column)
     else:
         reasons = ["one of its units matches"] * len(order)
+    if pool.counts is not None:
+        alone = pool.counts[order] == 0
+        reasons = [
+            "nothing found; the probability that something was missed" if empty else reason
+            for empty, reason in zip(alone, reasons, strict=True)
+        ]
     return _frame(ids, values, zones, codes, reasons)
 
 

@@ -101,7 +101,7 @@ class Tracer(ABC):
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
-        reserved = _RESERVED | {column.name for column in self.schema.inputs}
+        reserved = _RESERVED | self.schema.taken
         self._fields = FieldSet(additional_fields, what="additional_fields", reserved=reserved)
         self._label_fields = FieldSet(
             additional_label_fields,

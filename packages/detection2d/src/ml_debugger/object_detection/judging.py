@@ -76,7 +76,8 @@ def codes(
     proba = answers.kinds
     if verdict is None or verdict.kind is None:
         kind = proba.argmax(axis=1).astype(np.int8)
-        label = np.asarray(estimates.plausible, np.int64)
+        doubtful = answers.aspects["cls"] >= 0.5
+        label = np.where(doubtful, estimates.plausible, prediction).astype(np.int64)
     else:
         kind = verdict.kind
         label = verdict.target if verdict.label is None else verdict.label

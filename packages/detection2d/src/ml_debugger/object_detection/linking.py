@@ -33,14 +33,18 @@ def link(seen: Detections, rows: HeadRows) -> Tensor:
         return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
     labels = seen.labels.long()
     # few rows score as high as the least of the visible boxes
-    some = (rows.scores >= seen.scores.min()).any(1).nonzero().squeeze(1)
+    least = torch.nan_to_num(seen.scores).min()
+    some = ((rows.scores >= least) | rows.scores.isnan()).any(1).nonzero().squeeze(1)
     columns = rows.scores.index_select(0, some).index_select(1, labels)
-    equal = columns == seen.scores.to(rows.scores.dtype)
+    wanted = seen.scores.to(rows.scores.dtype)
+    equal = (columns == wanted) | (columns.isnan() & wanted.isnan())
     box, row = equal.T.nonzero(as_tuple=True)
     row = some[row]
     away = (rows.boxes_of(row, labels[box]) - seen.boxes[box]).abs().amax(1)
     sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).amax(1).clamp(min=1.0)
-    near = away <= _TOLERANCE * sides[box]
+    # what is not finite lies nowhere: there the score alone has to tell
+    away = torch.where(torch.isfinite(seen.boxes[box]).all(1), away, torch.zeros_like(away))
+    near = away <= _TOLERANCE * torch.nan_to_num(sides[box], posinf=1.0)
     box, row, away = box[near], row[near], away[near]
     nearest = torch.full((len(seen),), torch.inf, device=away.device, dtype=away.dtype)
     nearest.scatter_reduce_(0, box, away, "amin")

@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from ml_debugger.core.capture import Activations, Call, Capture
 from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
-from ml_debugger.core.inputs import tensors_in
 from ml_debugger.core.layers import unwrap
 from ml_debugger.core.records import Units
 from ml_debugger.core.tracer import Tracer
@@ -23,6 +22,7 @@ from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import DetectionOutput, ImageOutput, NMSConfig
 from ml_debugger.object_detection.pooling import pool_boxes
 from ml_debugger.object_detection.schema import CORNERS, SCHEMA
+from ml_debugger.object_detection.settings import Apply, lend
 from ml_debugger.object_detection.statistics import HIDDEN, Candidates, hidden, statistics
 
 _LAYER = "layer."  # before the name of a tap that a target layer has
@@ -132,18 +132,21 @@ class ObjectDetectionTorchTracer(Tracer):
         adapter = self._adapter = adapter_of(inner)
         self._own = {} if adapter is None else adapter.layers(inner)
         taps = {} if adapter is None else adapter.taps(inner)
-        taps |= {_LAYER + alias: layer.path for alias, layer in self._layers.items()}
+        others = {_LAYER + alias: layer for alias, layer in self._layers.items()}
         self._n_class = self._given_classes or self._get_n_class(inner)
         before = NMSConfig() if adapter is None else adapter.nms(inner)
-        capture = Capture(model if adapter is None else adapter.running(inner), {}, taps)
+        network = model if adapter is None else adapter.running(inner)
+        capture = Capture(network, {}, taps, others)
         try:
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True)
             if wanted:
-                self._apply_nms_config(inner, self._wanted)
-                if adapter is not None:
+                if adapter is None:
+                    self._apply_nms_config(inner, self._wanted)
+                else:
+                    give_back = lend(inner, before, self._wanted, self._applier(adapter))
                     # it acts once: when closed, or else when forgotten
-                    self._restore = weakref.finalize(self, adapter.apply_nms, inner, before)
+                    self._restore = weakref.finalize(self, give_back)
         except BaseException:
             capture.close()
             raise
@@ -193,14 +196,16 @@ class ObjectDetectionTorchTracer(Tracer):
             raise LayerNotCapturedError(
                 layer_name, [n.removeprefix(_LAYER) for n in known if n.startswith(_LAYER)]
             )
-        found = [value.detach().clone() for call in calls for value in _values(call, "output")]
+        found = [value.clone() for call in calls for value in call.output]
         return found[0] if len(found) == 1 else found
 
     @override
     def parse_output(self, output: Any, activations: Activations) -> Units[Tensor]:
         images = self._parse_model_output(output, getattr(_call, "sizes", None))
         outputs = _checked(images)
-        features = [self._features(one, at, activations) for at, one in enumerate(outputs)]
+        features = [
+            self._features(one, at, len(outputs), activations) for at, one in enumerate(outputs)
+        ]
         return _units(outputs, features, self._layers)
 
     @override
@@ -232,21 +237,43 @@ class ObjectDetectionTorchTracer(Tracer):
         return adapter
 
     def _features(
-        self, image: DetectionOutput, number: int, activations: Activations
+        self, image: DetectionOutput, number: int, images: int, activations: Activations
     ) -> dict[str, Tensor]:
         """Return the feature vectors of an image's boxes, for each target layer."""
         given = dict(image.features or {})
         found = {}
         for alias, layer in self._layers.items():
-            if alias in given and self._own.get(alias, layer.text) == layer.text:
-                found[alias] = given[alias]
+            own = next((a for a, path in self._own.items() if path == layer.path), alias)
+            if own in given:
+                found[alias] = given[own]
                 continue
             calls = activations.taps.get(_LAYER + alias, [])
-            maps = [value for call in calls for value in _values(call, layer.side)]
-            if not maps:
+            if not calls or not calls[0].output:
                 raise LayerNotCapturedError(alias, given)
-            found[alias] = _of_layer(maps[-1], image, number)
+            if (len(calls) > 1 and layer.call is None) or len(calls[0].output) > 1:
+                raise UnsupportedModelError(
+                    f"layer {alias!r} ({layer.text}) gave {len(calls) * len(calls[0].output)} "
+                    "tensors; name one that gives a single one for the batch, or say which call: "
+                    f"'{layer.path}:call0'"
+                )
+            values = calls[layer.call or 0].output[0]
+            if len(values) != images:
+                raise UnsupportedModelError(
+                    f"layer {alias!r} ({layer.text}) gave shape {tuple(values.shape)} for {images} "
+                    "images; name one whose first dimension is the batch"
+                )
+            found[alias] = _of_layer(values, image, number)
         return found
+
+    def _applier(self, adapter: DetectionAdapter) -> Apply:
+        """Return what gives the model settings: the user's way where there is one."""
+        own = "_apply_nms_config" in {
+            name
+            for kind in type(self).__mro__
+            for name in vars(kind)
+            if kind not in ObjectDetectionTorchTracer.__mro__
+        }
+        return self._apply_nms_config if own else adapter.apply_nms
 
 
 class _Taps:
@@ -315,11 +342,6 @@ def _of_layer(values: Tensor, image: DetectionOutput, number: int) -> Tensor:
     one = values[number].float()
     vector = one.flatten(1).mean(0) if one.ndim > 1 else one
     return vector.expand(len(image), -1)
-
-
-def _values(call: Call, side: str) -> list[Tensor]:
-    """Return the tensors that a module took or gave."""
-    return list(tensors_in([*call.args, dict(call.kwargs)] if side == "input" else call.output))[:1]
 
 
 def _units(

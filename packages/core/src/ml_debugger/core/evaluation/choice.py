@@ -71,6 +71,10 @@ def select(
     units = LabelledUnits(parts, repository.layers, judge, options)
     if not len(units):
         raise NothingToEvaluateError(_nothing(repository, n_epoch, options))
+    if not units.judged.any():
+        raise NothingToEvaluateError(
+            f"all of the {len(units):,} predicted units lie where the ground truth asks not to look"
+        )
     runs = _runs_by_epoch(parts)
     notes = [*_optimism(kinds), *_mixture(runs)]
     left = [alias for alias in repository.layers if alias not in units.layers]

@@ -155,12 +155,20 @@ def flow(first: "Result", second: "Result") -> Flow:
     where one result holds an input in several epochs, its latest epoch counts.
 
     Raises:
-        InputError: The results share no input.
+        InputError: The results share no input, or an input has several units: boxes of two
+            versions have no place in common that would tell which belongs to which.
     """
     import pandas as pd
 
     from ml_debugger.core.evaluation.zones import ZONES
 
+    for result in (first, second):
+        if result.manifest.omissions is not None:
+            raise InputError(
+                f"{result.result_name} is of the task {result.manifest.task}, whose inputs have "
+                "several units: nothing tells which of them are the same in two versions; compare "
+                "figures with result.compare(other)"
+            )
     mine, theirs = _latest_units(first), _latest_units(second)
     renamed = theirs.rename(columns={name: f"other_{name}" for name in _FOLLOWED})
     both = mine.merge(renamed, on=list(KEY), how="inner")

@@ -262,7 +262,9 @@ class ErrorModel:
         error_proba[rows] = held_out
         # The fit marked so what is broken, in layers that are not in use too.
         broken = estimates.outlier <= np.float32(NOT_FINITE)
-        return model, model._flagged(replace(estimates, error_proba=error_proba), broken)
+        answers = None if estimates.answers is None else estimates.answers.agreeing(error_proba)
+        changed = replace(estimates, error_proba=error_proba, answers=answers)
+        return model, model._flagged(changed, broken)
 
     def estimate(self, observations: Observations) -> Estimates:
         """Estimate units that took no part in the fit.
@@ -283,6 +285,8 @@ class ErrorModel:
             error_proba = answers.wrong_in_any
         else:
             error_proba = self._head(evidence.columns)
+        if answers is not None:
+            answers = answers.agreeing(error_proba)
         estimates = _estimates(evidence, error_proba, outlier, answers)
         return self._flagged(estimates, ~self._sources.finite(observations))
 

@@ -1,6 +1,6 @@
 """Two-stage detectors of torchvision: Faster, Mask and Keypoint R-CNN."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -137,6 +137,8 @@ def as_computed(model: nn.Module, said: Tensor) -> AbstractContextManager[object
 
 def images_of(model_input: Any) -> int | None:
     """Return the number of images in the input of a detector of torchvision."""
+    if isinstance(model_input, Mapping):
+        model_input = model_input.get("images")
     if isinstance(model_input, Tensor):
         return len(model_input)
     if isinstance(model_input, Sequence) and all(isinstance(one, Tensor) for one in model_input):

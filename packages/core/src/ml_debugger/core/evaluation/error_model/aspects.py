@@ -63,6 +63,25 @@ class Answers(NamedTuple):
         names = first.aspects
         return cls({n: np.concatenate([p.aspects[n] for p in parts]) for n in names}, kinds)
 
+    def agreeing(self, error_proba: Array) -> "Answers":
+        """Return the same with the chances of errors scaled to add up to those of any error.
+
+        Args:
+            error_proba: The probability that a unit is wrong at all, shape (n,).
+        """
+        right = sum(np.log1p(-_below_one(values)) for values in self.aspects.values())
+        wanted = np.log1p(-_below_one(error_proba))
+        scale = np.where(right < -1e-9, wanted / np.minimum(right, -1e-9), 1.0)
+        aspects = {
+            name: (-np.expm1(scale * np.log1p(-_below_one(values)))).astype(np.float32)
+            for name, values in self.aspects.items()
+        }
+        if self.kinds is None:
+            return Answers(aspects, None)
+        errors = self.kinds[:, 1:].astype(np.float64)
+        shares = errors / np.maximum(errors.sum(axis=1, keepdims=True), 1e-12)
+        return Answers(aspects, _joint(next(iter(aspects.values())), shares))
+
     @property
     def wrong_in_any(self) -> NDArray[np.float32]:
         """The probability that a unit is wrong in one of the aspects, shape (n,)."""
@@ -171,14 +190,11 @@ class Aspects:
         """
         heads, told = {}, {}
         for name, values in asked.aspects.items():
-            rows = np.flatnonzero(values >= 0)
-            wrong = values[rows] > 0
-            few = min(int(wrong.sum()), int((~wrong).sum())) < _FEW
-            heads[name], held_out = scaled.cross_fit(
-                columns[rows], wrong, folds[rows], anchor=anchor, only_anchor=few, free=free
+            among, wrong = values >= 0, values > 0
+            few = min(int(wrong.sum()), int((among & ~wrong).sum())) < _FEW
+            heads[name], told[name] = scaled.cross_fit(
+                columns, wrong, folds, anchor=anchor, only_anchor=few, free=free, among=among
             )
-            told[name] = heads[name](columns)
-            told[name][rows] = held_out
         if asked.kind is None:
             return cls(heads, None), Answers(told, None)
         evidence, errors = scaled.scale(columns), asked.kind > 0
@@ -227,6 +243,10 @@ class Aspects:
             heads[name] = head.with_learnt(own, settings["intercepts"][number])
         kinds = Kinds(arrays["kinds"]) if "kinds" in arrays else None
         return cls(heads, kinds, settings["leads"])
+
+
+def _below_one(proba: Array) -> Floats:
+    return np.clip(np.asarray(proba, np.float64), 0, 1 - 1e-7)
 
 
 def _joint(wrong: Array, shares: Floats) -> NDArray[np.float32]:

@@ -49,14 +49,24 @@ class Correction:
         return cls(at, (log_odds(rate) - log_odds(said))[kept])
 
     @classmethod
-    def held_out(cls, proba: Array, wrong: Array, folds: Integers) -> NDArray[np.float32] | None:
-        """Correct each fold's probabilities by the others; None where these are too few."""
+    def held_out(
+        cls, proba: Array, wrong: Array, folds: Integers, among: NDArray[np.bool_]
+    ) -> NDArray[np.float32] | None:
+        """Correct each fold's probabilities by the others; None where these are too few.
+
+        Args:
+            proba: Shape (n,).
+            wrong: Outcomes, shape (n,).
+            folds: Shape (n,).
+            among: Which units have an outcome to learn from, shape (n,).
+        """
         found = np.array(proba, np.float32)
         for fold in range(FOLDS):
             inside = folds == fold
             if not inside.any():
                 continue
-            one = cls.fit(proba[~inside], wrong[~inside])
+            others = among & ~inside
+            one = cls.fit(proba[others], wrong[others])
             if one is None:
                 return None
             found[inside] = one(proba[inside])

@@ -176,6 +176,8 @@ def fit(
         together = answers.wrong_in_any
         if nll(together, units.wrong) < nll(error_proba, units.wrong):
             aspects, error_proba = replace(aspects, leads=True), together
+        else:
+            answers = answers.agreeing(error_proba)
     progress(1.0)
     rate = (float(units.wrong.sum()) + 0.5) / (len(units.rows) + 1)
     return Fitted(

@@ -174,6 +174,7 @@ class Head:
         anchor: int,
         only_anchor: bool,
         free: int,
+        among: NDArray[np.bool_] | None = None,
     ) -> tuple["Head", NDArray[np.float32]]:
         """Fit to all units, and tell of each what heads say that were fitted to other folds.
 
@@ -186,18 +187,22 @@ class Head:
             anchor: As in `fit`.
             only_anchor: As in `fit`.
             free: As in `fit`.
+            among: Which units have an outcome to learn from, shape (n,); None for all.
         """
+        among = np.ones(len(wrong), np.bool_) if among is None else among
         known: dict[str, Any] = {"anchor": anchor, "only_anchor": only_anchor, "free": free}
-        whole = self.fit(columns, wrong, **known)
+        whole = self.fit(columns[among], wrong[among], **known)
         proba = np.empty(len(wrong), np.float32)
         for fold in range(FOLDS):
             inside = folds == fold
+            others = among & ~inside
             if inside.any():
-                proba[inside] = self.fit(columns[~inside], wrong[~inside], **known)(columns[inside])
-        corrected = None if only_anchor else Correction.held_out(proba, wrong, folds)
-        if corrected is None or nll(corrected, wrong) >= nll(proba, wrong):
+                proba[inside] = self.fit(columns[others], wrong[others], **known)(columns[inside])
+        corrected = None if only_anchor else Correction.held_out(proba, wrong, folds, among)
+        outcome = wrong[among]
+        if corrected is None or nll(corrected[among], outcome) >= nll(proba[among], outcome):
             return whole, proba
-        return replace(whole, correction=Correction.fit(proba, wrong)), corrected
+        return replace(whole, correction=Correction.fit(proba[among], outcome)), corrected
 
     def arrays(self) -> dict[str, Array]:
         """Return what was learnt, by name; `intercept` is all there is beside it."""
