@@ -3,6 +3,7 @@
 import copy
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,6 +60,15 @@ def spread(convolution: Any, inputs: Tensor, mean: float) -> None:
     shape = (-1, *[1] * (convolution.weight.ndim - 1))
     convolution.weight.mul_(factor.view(shape))
     convolution.bias.copy_(mean - logits.mean(0) * factor)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Let two models of one seed be equal to the last bit: their statistics are sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class UltralyticsContract(AdapterContract):
