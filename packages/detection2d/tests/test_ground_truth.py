@@ -74,14 +74,14 @@ class Scene:
 def scenes(draw: Any) -> Scene:
     height, width = draw(st.integers(32, 640)), draw(st.integers(32, 640))
     n = draw(st.integers(0, 4))
-    share = st.floats(0, 1, width=32)
+    share = st.floats(0, 1, width=32, allow_subnormal=False)
     boxes = torch.zeros((n, 4), dtype=torch.float64)
     for box in boxes:
         for start, side in ((0, width), (1, height)):
             length = draw(st.just(0.0) | share.map(lambda s, side=side: 2 + s * (side - 5)))
             box[start] = 2 + draw(share) * (side - length - 3)
             box[start + 2] = box[start] + length
-    gains = st.floats(0.5, 2, width=32)
+    gains = st.floats(0.5, 2, width=32, allow_subnormal=False)
     return Scene(
         height,
         width,

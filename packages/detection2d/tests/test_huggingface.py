@@ -130,7 +130,8 @@ class HuggingFaceContract(AdapterContract):
 
     def others(self) -> list[nn.Module]:
         model: Any = self.model()
-        return [getattr(model, model.base_model_prefix)]
+        inner = getattr(model, model.base_model_prefix, None)  # not so called in every version
+        return [] if inner is None else [inner]
 
     # the settings are what `parse` goes by, and no image processor is asked
     def test_settings_are_those_that_the_model_was_built_with(
@@ -189,7 +190,13 @@ class HuggingFaceContract(AdapterContract):
     def test_half_precision_links(self, given: Any) -> None:
         model = self.model().to(torch.bfloat16)
         pixels = given["pixel_values"].to(torch.bfloat16)
-        for image in self.pass_of(model, {**given, "pixel_values": pixels}).images:
+        try:
+            run = self.pass_of(model, {**given, "pixel_values": pixels})
+        except RuntimeError as error:
+            if "not implemented for" not in str(error):
+                raise
+            pytest.skip(f"this torch lacks an operator in half precision: {error}")
+        for image in run.images:
             rows = rows_of(image)
             assert len(image.seen) > 0
             assert image.seen.scores.dtype is image.seen.boxes.dtype is torch.float32
