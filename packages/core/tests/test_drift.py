@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ml_debugger.core.evaluation.drift import Drift, Evaluated, _apart
+from ml_debugger.core.evaluation.drift import Drift, Evaluated, _apart, one_each
 
 
 def units(n: int, rng: np.random.Generator, *, risk: float = 0.1) -> tuple[np.ndarray, ...]:
@@ -112,3 +112,30 @@ def test_interval_widens_with_drift_alone() -> None:
     low, high = sure.accuracy(np.zeros(1000), 0.95)
     assert 0.97 < low < 0.99  # no error in 100 units is no proof that there is none
     assert high == 1
+
+
+def test_boxes_of_an_image_are_one_piece_of_evidence():
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(400), rng.integers(1, 12, 400))
+
+    def boxes():
+        level = rng.normal(size=400)[owner] * 2
+        proba = 1 / (1 + np.exp(-(level + rng.normal(size=len(owner)))))
+        return (
+            rng.random(len(owner)) < proba,
+            proba,
+            rng.random(len(owner)),
+            np.zeros(len(owner), int),
+        )
+
+    alarms = {"all": 0, "one each": 0}
+    for _ in range(60):
+        (wrong, *first), (_, *second) = boxes(), boxes()
+        some = one_each(owner)
+        assert len(np.unique(owner[some])) == len(some) == 400
+        every = Evaluated.of_units(wrong, *first).drift(*second)
+        each = Evaluated.of_units(wrong, *first, some).drift(*(one[some] for one in second))
+        alarms["all"] += every.raised
+        alarms["one each"] += each.raised
+    assert alarms["all"] > 10
+    assert alarms["one each"] <= 3

@@ -83,8 +83,7 @@ class MonitoringLogger(InferenceTracer):
 
         Args:
             window: Units a window: inputs, or the boxes of a detector; the last may hold fewer.
-                Boxes of one image are no independent evidence, so for detectors `drift` is raised
-                more often by chance than it says.
+                Of the boxes of an image, which are no independent evidence, `drift` looks at one.
             dataset_type: The split to look at.
             confidence: Of the interval of the estimated accuracy, in (0, 1).
 

@@ -5,6 +5,8 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 from ml_debugger.core.evaluation.zones import ZONES
@@ -55,7 +57,7 @@ class Evaluated:
     """What others are compared with, made once a result.
 
     Attributes:
-        error_proba: Of the evaluated units, out of fold, ascending, shape (n,), float64.
+        error_proba: Of one evaluated unit an input, out of fold, ascending, shape (n,), float64.
         outlier: Their outlier p-values, ascending, shape (n,), float64.
         zones: How many of them are in each of `ZONES`, shape (6,), int64.
         level: Variance of the level of the probabilities; see `accuracy`.
@@ -69,17 +71,34 @@ class Evaluated:
     @classmethod
     def of(cls, result: "Result") -> Self:
         """Take the evaluated units of a result; those without a verdict are left out."""
-        units = result.to_arrow().select(["wrong", "error_proba", "outlier", "zone"]).drop_null()
+        keys = ["dataset_type", "n_epoch", "input_id"]
+        units = result.to_arrow()
+        units = units.select(["wrong", "error_proba", "outlier", "zone", *keys])
+        units = units.filter(pc.is_valid(units.column("wrong")))
+        changes = np.zeros(len(units), np.bool_)
+        for name in keys:
+            column = units.column(name).combine_chunks()
+            codes = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+            place = np.asarray(codes.indices.fill_null(-1))
+            changes[1:] |= place[1:] != place[:-1]
         number = {str(zone): at for at, zone in enumerate(ZONES)}
         return cls.of_units(
             np.asarray(units.column("wrong")),
             np.asarray(units.column("error_proba")),
             np.asarray(units.column("outlier")),
             np.array([number[zone] for zone in units.column("zone").to_pylist()], np.int64),
+            one_each(np.cumsum(changes)),
         )
 
     @classmethod
-    def of_units(cls, wrong: Array, error_proba: Array, outlier: Array, zone: Array) -> Self:
+    def of_units(
+        cls,
+        wrong: Array,
+        error_proba: Array,
+        outlier: Array,
+        zone: Array,
+        independent: Integers | None = None,
+    ) -> Self:
         """Take evaluated units.
 
         Args:
@@ -87,13 +106,15 @@ class Evaluated:
             error_proba: Out of fold, shape (n,), in [0, 1].
             outlier: Outlier p-values, shape (n,), in (0, 1].
             zone: Positions in `ZONES`, shape (n,).
+            independent: Positions of those that are independent evidence of drift; None for all.
         """
         proba = np.asarray(error_proba, np.float64)
+        some = np.arange(len(proba)) if independent is None else independent
         residual = np.asarray(wrong, np.float64) - proba
         return cls(
-            error_proba=np.sort(proba),
-            outlier=np.sort(np.asarray(outlier, np.float64)),
-            zones=np.bincount(np.asarray(zone, np.int64), minlength=len(ZONES)),
+            error_proba=np.sort(proba[some]),
+            outlier=np.sort(np.asarray(outlier, np.float64)[some]),
+            zones=np.bincount(np.asarray(zone, np.int64)[some], minlength=len(ZONES)),
             level=(float((residual**2).sum()) + 1) / max(len(proba), 1) ** 2,
         )
 
@@ -103,8 +124,8 @@ class Evaluated:
         A two-sample Kolmogorov-Smirnov test for error probabilities; its one-sided form and
         Fisher's exact test of the share of outliers for features; a chi-square test for zones,
         rare ones taken together. All of them know that the evaluated units are a sample too.
-        They assume that the units are independent: units seen several times, such as the frames
-        of a video, look like more evidence than they are.
+        They assume that the units are independent, so give one an input (`one_each`): boxes of
+        an image, or the frames of a video, look like more evidence than they are.
 
         Args:
             error_proba: Shape (m,), in [0, 1].
@@ -172,6 +193,18 @@ class Evaluated:
             reach += drift.distance
         centre = 1 - float(proba.mean())
         return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def one_each(owner: Array) -> Integers:
+    """Return the position of one unit of each input, drawn alike every time.
+
+    Args:
+        owner: The input that each unit belongs to, ascending or at least in one piece, shape (n,).
+    """
+    starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1])) if len(owner) else owner[:0]
+    sizes = np.diff(np.append(starts, len(owner)))
+    drawn = np.random.default_rng(0).random(len(starts)) * sizes
+    return (starts + drawn.astype(np.int64)).astype(np.int64)
 
 
 def _apart(ascending: Floats, others: Array) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.core.evaluation.drift import OUTLIER, Drift, Evaluated
+from ml_debugger.core.evaluation.drift import OUTLIER, Drift, Evaluated, one_each
 from ml_debugger.core.evaluation.zones import ZONES, Zone
 from ml_debugger.core.records import Array
 
@@ -57,7 +57,9 @@ def _estimated(
         for column in ("error_proba", "zone", "outlier")
     )
     evaluated = Evaluated.of(result)
-    drifts = [evaluated.drift(proba[cut], outlier[cut], zone[cut]) for cut in cuts]
+    owner = order if pool.owner is None else pool.owner[order]
+    some = [np.arange(cut.start, min(cut.stop, len(order)))[one_each(owner[cut])] for cut in cuts]
+    drifts = [evaluated.drift(proba[rows], outlier[rows], zone[rows]) for rows in some]
     bounds = [
         evaluated.accuracy(proba[cut], confidence, drift)
         for cut, drift in zip(cuts, drifts, strict=True)
