@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,7 @@ def windows(name: str, seed: int) -> tuple[list[Window], bool]:
         _observed(evaluation), evaluation.labels, n_class=pool.logits.shape[1]
     )
     rules = ZoneRules.fit(own, evaluation.score, evaluation.wrong, evaluation.prediction)
+    own = replace(own, error_proba=own.as_new)
     evaluated = Evaluated.of_units(
         evaluation.wrong,
         own.error_proba,

@@ -10,7 +10,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -554,3 +554,30 @@ def test_a_result_is_used_with_the_layers_it_was_fitted_on(tmp_path: Path) -> No
             )
     with ClassificationDataFilter(network(), "net", "v1", name, home=tmp_path) as chooser:
         assert chooser.layers == {"f": "2:input"}
+
+
+class Parts(nn.Module):
+    """Takes images of several sizes in a list, or a batch by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, given: Any) -> Tensor:
+        if isinstance(given, dict):
+            return cast("Tensor", self.head(given["x"]))
+        return cast("Tensor", self.head(torch.stack([one.mean((1, 2)) for one in given])))
+
+
+def test_a_list_of_images_is_not_counted_by_the_channels_of_the_first(tmp_path: Path) -> None:
+    model = Parts()
+    images = [torch.rand(3, 4, 5), torch.rand(3, 6, 4)]
+    with ClassificationTracer(model, "net", "v1", {}, home=tmp_path) as t, torch.no_grad():
+        t(images, torch.tensor([0, 1]), ["a", "b"])
+        with pytest.raises(InputError, match="holds 2 inputs but 3 ids"):
+            t(images, None, ["c", "d", "e"])
+        with t.attached(None, ["f", "g"]):
+            model({"x": torch.rand(2, 3)})
+        with pytest.raises(InputError, match="call the tracer"), t.attached(None, ["h", "i"]):
+            model(images)
+    assert records(tmp_path)["ids"] == ["a", "b", "f", "g"]

@@ -95,6 +95,7 @@ def estimates(shares, unstable, plausible):
         np.array(unstable),
         np.array(shares, np.float32),
         np.array(plausible, np.int32),
+        np.full(n, 0.9, np.float32),
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.result import Result
 
 
@@ -73,6 +74,53 @@ def test_the_p_value_is_that_of_mcnemar(flow, frames):
     broke, fixed = (~one["wrong"] & two["wrong"]).sum(), (one["wrong"] & ~two["wrong"]).sum()
     assert flow.p_value == pytest.approx(binomtest(broke, broke + fixed, 0.5).pvalue)
     assert f"McNemar p = {flow.p_value:.2g}" in str(flow)
+
+
+def test_inputs_of_several_units_count_once(evaluated, edited):
+    def paired(table):
+        return replaced(table, "input_id", pa.array([str(k // 2) for k in range(400)]))
+
+    later = edited(paired)
+    earlier = copied(evaluated[0], later.folder.parent / "paired", paired)
+    flow, alone = earlier.flow(later), evaluated[0].flow(evaluated[1])
+    sign = {}
+    for change, frame in ((1, alone.regressions), (-1, alone.fixed)):
+        for name in frame["input_id"]:
+            sign[int(name) // 2] = sign.get(int(name) // 2, 0) + change
+    worse, better = (sum(one * way > 0 for one in sign.values()) for way in (1, -1))
+    assert flow.tests.loc["all", ["worse", "better"]].to_list() == [worse, better]
+    assert worse + better < len(alone.regressions) + len(alone.fixed)
+    assert flow.p_value == pytest.approx(binomtest(worse, worse + better).pvalue)
+    assert "(sign test by input p = " in str(flow)
+    found = flow.inputs.set_index("input_id")["difference"]
+    assert found.to_dict() == {str(name): one for name, one in sign.items() if one}
+    assert found.is_monotonic_decreasing
+
+
+def test_outcomes_are_the_table_of_mcnemar(flow, frames):
+    one, two = frames
+    found = flow.outcomes
+    assert list(found.index) == list(found.columns) == ["right", "wrong"]
+    assert (
+        found.loc["right", "wrong"]
+        == (~one["wrong"] & two["wrong"]).sum()
+        == flow.tests.loc["all", "worse"]
+    )
+    assert (
+        found.loc["wrong", "right"]
+        == (one["wrong"] & ~two["wrong"]).sum()
+        == flow.tests.loc["all", "better"]
+    )
+    assert found.to_numpy().sum() == 400
+
+
+def test_results_of_two_tasks_are_not_followed(evaluated, tmp_path):
+    folder = tmp_path / "task"
+    shutil.copytree(evaluated[1].folder, folder)
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"classification"', '"segmentation"'))
+    with pytest.raises(InputError, match="compare results of one task"):
+        evaluated[0].flow(Result.load(folder))
 
 
 def test_a_result_differs_from_itself_in_nothing(evaluated):

@@ -1,12 +1,20 @@
 """Drift and estimated accuracy of units without labels."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from ml_debugger.core.evaluation.drift import Drift, Evaluated, _apart, one_each
+from ml_debugger.core.evaluation.estimator import Observations
+from ml_debugger.core.evaluation.folder import ARRAYS, AS_NEW
+from ml_debugger.core.evaluation.result import Result
+from ml_debugger.core.records import Units
 
 
 def units(n: int, rng: np.random.Generator, *, risk: float = 0.1) -> tuple[np.ndarray, ...]:
@@ -139,3 +147,67 @@ def test_boxes_of_an_image_are_one_piece_of_evidence():
         alarms["one each"] += each.raised
     assert alarms["all"] > 10
     assert alarms["one each"] <= 3
+
+
+def stepped(n, rng):
+    """Return units whose risk goes up in steps, so that it takes a correction, and the truth."""
+    certainty = rng.normal(size=n)
+    wrong = rng.random(n) < np.select([certainty < 0.3, certainty < 1], [0.06, 0.3], 0.35)
+    prediction = rng.integers(0, 2, n)
+    logits = (2.5 - certainty)[:, None] * np.eye(2)[prediction]
+    prediction = logits.argmax(1)
+    share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    observations = Observations(
+        features={
+            alias: rng.normal(size=(n, width)).astype(np.float32)
+            for alias, width in (("early", 6), ("hidden", 8))
+        },
+        prediction=prediction,
+        score=share.max(1).astype(np.float32),
+        logits=logits.astype(np.float32),
+    )
+    return observations, np.where(wrong, 1 - prediction, prediction)
+
+
+@pytest.fixture
+def corrected(recorder, made):
+    """A result whose probabilities were corrected, and new units of the same kind."""
+    rng = np.random.default_rng(3)
+    observations, label = stepped(1500, rng)
+    columns = {
+        "prediction": torch.from_numpy(observations.prediction).int(),
+        "score": torch.from_numpy(observations.score),
+        "finite": torch.ones(1500, dtype=torch.bool),
+        "logits": torch.from_numpy(observations.logits),
+        **{f"feature.{k}": torch.from_numpy(v) for k, v in observations.features.items()},
+    }
+    batch = dataclasses.replace(
+        made(1500).batch, predicted=Units(columns), actual=Units({"label": torch.from_numpy(label)})
+    )
+    recorder.repository.write(recorder.run(), [batch])
+    return recorder.evaluate(), stepped(1500, rng)[0]
+
+
+def test_a_correction_is_no_drift(corrected):
+    result, new = corrected
+    found = result.estimator.estimate(new)
+    zones = result.rules.assign(found, new.score, new.prediction)
+    drift = Evaluated.of(result).drift(found.error_proba, found.outlier, zones)
+    assert drift.error_proba > 0.05
+    assert drift.zones > 0.05
+    own = result.to_pandas()["error_proba"]
+    assert stats.ks_2samp(own, found.error_proba).pvalue < 1e-6  # corrected by the other folds
+    np.testing.assert_array_equal(found.as_new, found.error_proba)
+
+
+def test_a_result_of_an_earlier_version_is_compared_by_what_it_holds(corrected):
+    result, _ = corrected
+    now = Evaluated.of(result)
+    arrays = load_file(result.folder / ARRAYS)
+    del arrays[AS_NEW]
+    save_file(arrays, result.folder / ARRAYS)
+    earlier = Result.load(result.folder)
+    assert earlier.as_new is None
+    own = np.sort(result.to_pandas()["error_proba"].to_numpy(np.float64))
+    np.testing.assert_array_equal(Evaluated.of(earlier).error_proba, own)
+    assert not np.array_equal(now.error_proba, own)

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ml_debugger.core.errors import InputError, SchemaError, StoreError
 from ml_debugger.core.evaluation.edge import ARRAYS, SETTINGS, Scorer
-from ml_debugger.core.evaluation.estimator import Observations
+from ml_debugger.core.evaluation.estimator import NOT_FINITE, Observations
+from ml_debugger.core.evaluation.folder import AS_NEW
 from ml_debugger.core.evaluation.zones import ZONES
 
 ALONE = """
@@ -30,7 +32,7 @@ scorer = Scorer.load(sys.argv[1])
 layers = {name[8:]: given[name] for name in given.files if name.startswith("feature.")}
 logits = given["logits"] if "logits" in given.files else None
 found = scorer(layers, logits, prediction=given["prediction"], score=given["score"])
-np.savez(sys.argv[3], **found._asdict())
+np.savez(sys.argv[3], **{k: v for k, v in found._asdict().items() if k != "aspects"})
 """
 
 
@@ -81,6 +83,7 @@ def test_numbers_are_those_of_the_result_to_the_last_bit(evaluated, tmp_path):
     zones = result.rules.assign(wanted, given.score, given.prediction)
     assert found["zone"].tolist() == [str(ZONES[z]) for z in zones]
     assert len(set(found["zone"].tolist())) > 1
+    assert AS_NEW not in load_file(tmp_path / "scorer" / ARRAYS)  # that is of evaluated units
 
 
 def test_a_row_alone_gets_what_it_gets_in_a_batch(evaluated, scorer):
@@ -91,6 +94,30 @@ def test_a_row_alone_gets_what_it_gets_in_a_batch(evaluated, scorer):
         alone = scorer(part.features, part.logits)
         assert alone.error_proba.tobytes() == whole.error_proba[row : row + 1].tobytes()
         assert alone.zone[0] == whole.zone[row]
+
+
+def test_a_classifier_has_no_aspects_and_its_logits_say_the_rest(evaluated, scorer):
+    given = observed(evaluated[0], 20, seed=6)
+    found = scorer(given.features, given.logits)
+    said = scorer(given.features, given.logits, prediction=given.prediction, score=given.score)
+    assert found.aspects == {}
+    np.testing.assert_allclose(found.error_proba, said.error_proba, atol=1e-6)
+
+
+def test_what_was_not_recorded_as_finite_is_marked(evaluated, scorer):
+    given = observed(evaluated[0], 20, seed=7)
+    finite = np.arange(20) != 4
+    whole, found = (
+        scorer(given.features, given.logits),
+        scorer(given.features, given.logits, finite=finite),
+    )
+    assert found.outlier[4] == np.float32(NOT_FINITE)
+    assert found.unstable[4]
+    assert found.error_proba[4] >= evaluated[0].estimator.settings()["error_rate"] - 1e-6
+    for name in ("error_proba", "outlier", "unstable", "zone"):
+        assert getattr(found, name)[finite].tolist() == getattr(whole, name)[finite].tolist()
+    with pytest.raises(InputError, match="one row a unit"):
+        scorer(given.features, given.logits, finite=finite[:3])
 
 
 def test_what_does_not_fit_is_refused(evaluated, scorer):

@@ -43,7 +43,7 @@ def said(features, logits):
 
 
 def check(estimates, n, k, prediction=None):
-    assert [len(getattr(estimates, name)) for name in NAMES] == [n] * 5
+    assert [len(getattr(estimates, name)) for name in NAMES] == [n] * 6
     assert estimates.shares.shape == (n, k)
     p, outlier, shares = estimates.error_proba, estimates.outlier, estimates.shares
     assert (p.dtype, outlier.dtype, shares.dtype) == (np.float32,) * 3

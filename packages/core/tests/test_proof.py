@@ -61,7 +61,7 @@ def substituted(n=400, **options):
         observations,
         estimates,
         rows=proof.rows,
-        held_out=proof.scores["energy"].proba,
+        held_out=proof.scores["energy"],
         note=proof.note,
     )
     return model, changed, estimates, proof
@@ -198,7 +198,7 @@ def test_broken_units_are_never_safer_than_the_average():
         broken,
         estimates,
         rows=proof.rows,
-        held_out=proof.scores[proof.used].proba,
+        held_out=proof.scores[proof.used],
         note=proof.note,
     )
     for found in (changed, model.estimate(broken)):

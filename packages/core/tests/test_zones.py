@@ -22,6 +22,7 @@ def estimates(p, outlier=0.5, *, unstable=False):
         np.broadcast_to(np.bool_(unstable), n),
         np.zeros((n, 2), np.float32),
         np.zeros(n, np.int32),
+        p,
     )
 
 

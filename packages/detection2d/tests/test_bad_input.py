@@ -134,6 +134,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], Any, str]] = {
     "a negative IoU": (lambda b: new(b, iou_thresh=-0.1), ValueError, "iou_thresh"),
     "no boxes at most": (lambda b: new(b, max_detections_per_image=0), ValueError, "max_detections"),
     "half a box at most": (lambda b: new(b, max_detections_per_image=1.5), ValueError, "max_detections"),
+    "classes that the model does not have": (lambda b: new(b, n_class=9), ValueError, "n_class is 9, but"),
     "no classes": (lambda b: new(b, n_class=0), ValueError, "n_class"),
     "a layer that is not there": (lambda b: new(b, target_layers={"a": "roi_heads.box"}), ValueError, "box_head"),
     "a field that the task fills": (

@@ -57,3 +57,17 @@ def test_what_is_not_finite_is_found_by_its_score():
     scores[2, 1] = torch.nan
     found = seen([[50.0, 50, 60, 60], [0, 0, 10, 10]], [float("nan"), 0.8], [1, 1])
     assert link(found, rows(BOXES, scores)).tolist() == [2, 1]
+
+
+def test_many_boxes_are_found_among_many_rows_with_equal_scores():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randint(0, 1000, (5000, 2), generator=generator).float()
+    boxes = torch.cat([low, low + 9], 1)
+    scores = torch.randint(0, 40, (5000, 6), generator=generator) / 64
+    cell = scores.flatten().topk(4000).indices
+    row, label = cell // 6, cell % 6
+    said = Detections(boxes[row], scores[row, label], label)
+    found = link(said, rows(boxes, scores))
+    assert torch.equal(scores[found, label], said.scores)
+    assert torch.equal(boxes[found], said.boxes)
+    assert (found <= row).all()  # of equal ones the first

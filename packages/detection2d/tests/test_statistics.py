@@ -103,11 +103,13 @@ def naive(seen, head, made_by):
     return found
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_statistics_are_what_their_names_say(seed):
+@given(st.integers(0, 10_000), st.sampled_from([1, 5, 40, module._PAIRS]))
+@settings(max_examples=100, deadline=None)
+def test_statistics_are_what_their_names_say(seed, pairs):
     seen, head, made_by = scene(seed)
-    found = statistics(seen, Candidates.of(head), made_by, SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIRS", pairs)  # whatever is compared at a time
+        found = statistics(seen, Candidates.of(head), made_by, SIZE)
     expected = naive(seen, head, made_by)
     assert found.shape == (len(seen), len(NAMES))
     for at, one in enumerate(expected):
@@ -144,3 +146,38 @@ def test_the_best_candidates_are_kept_where_there_are_many(monkeypatch):
     expected = head.scores.flatten().sort(descending=True).values[:5]
     assert torch.equal(found.score, expected)
     assert torch.equal(head.scores[found.row, found.label], found.score)
+
+
+def test_many_boxes_are_compared_a_few_at_a_time(monkeypatch):
+    seen, head, made_by = scene(1, rows=4000, visible=4000)
+    shapes = []
+
+    def noted(a, b):
+        found = pairwise_iou(a, b)
+        shapes.append(found.shape)
+        return found
+
+    monkeypatch.setattr(module, "pairwise_iou", noted)
+    candidates = Candidates.of(head)
+    found = statistics(seen, candidates, made_by, SIZE)
+    about = hidden(seen, candidates)
+    pairs = [shape.numel() for shape in shapes]
+    assert max(pairs) <= module._PAIRS
+    assert sum(pairs) >= 4000 * (4000 + 2 * len(candidates.score))  # all that there are
+    monkeypatch.setattr(module, "_PAIRS", 4000 * 4000)
+    assert torch.equal(found, statistics(seen, candidates, made_by, SIZE))
+    assert about == hidden(seen, candidates)
+
+
+def test_of_few_rows_with_a_score_all_are_candidates():
+    _, head, _ = scene(4, rows=30)
+    head.scores[3, 1] = torch.nan
+    found = Candidates.of(head)
+    expected = {
+        (row, label)
+        for row, scores in enumerate(head.scores.tolist())
+        for label, score in enumerate(scores)
+        if score >= module.FLOOR
+    }
+    assert {*zip(found.row.tolist(), found.label.tolist(), strict=True)} == expected
+    assert (found.score.diff() <= 0).all()

@@ -1,12 +1,19 @@
 """What a tracer of detectors records, and what it leaves alone."""
 
 import gc
+import re
+from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import roi_align
 
 from ml_debugger.core import ModelVersion, Store
@@ -456,13 +463,6 @@ def test_what_a_layer_gave_is_kept_before_it_is_overwritten():
         assert tracer.get_hooked_features("map").min() < 0
 
 
-def test_boxes_of_two_versions_have_no_place_in_common():
-    _, result = evaluated()
-    with pytest.raises(InputError, match="several units"):
-        result.flow(result)
-    assert len(result.compare(result))
-
-
 @pytest.mark.parametrize("name", ["iou", "x1", "kind", "missed", "units", "det_error_proba"])
 def test_a_field_cannot_be_called_like_a_column_of_a_result(name):
     fields = [{"name": name, "type": "float", "nullable": True}]
@@ -497,3 +497,310 @@ def test_images_may_be_given_by_keyword():
         output = tracer({"images": given}, small.truths(model, given), ["a", "b"], "val")
     assert len(output) == 2
     assert stored()[1].tolist() == [len(one["boxes"]) for one in output]
+
+
+class Threshold(Peaks):
+    """One with a setting, and a reading of what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.least = 0.1
+
+
+class ThresholdTracer(ObjectDetectionTracer):
+    """Gives it the setting by the documented method; what is not documented is not overridden."""
+
+    @staticmethod
+    def detect(model: nn.Module) -> bool:
+        return isinstance(model, Threshold)
+
+    def _get_n_class(self, model: nn.Module) -> int:
+        return 3
+
+    def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:
+        if nms_config.score_thresh is not None:
+            model.least = nms_config.score_thresh  # type: ignore[assignment]
+
+    def _parse_model_output(self, model_output: Any, img_sizes: Any) -> list[DetectionOutput]:
+        pairs = zip(model_output["boxes"], model_output["scores"], strict=True)
+        return [DetectionOutput(box, score, torch.arange(3)) for box, score in pairs]
+
+
+class ReadingTracer(ThresholdTracer):
+    def _get_nms_config(self, model: nn.Module) -> NMSConfig:
+        return NMSConfig(score_thresh=model.least)  # type: ignore[arg-type]
+
+
+def test_settings_of_a_detector_of_no_family_come_back():
+    model = Threshold()
+    with ReadingTracer(model, "m", "v") as tracer:
+        assert tracer.nms_config.score_thresh == 0.1
+    first = ReadingTracer(model, "m", "v", score_thresh=0.4)
+    second = ReadingTracer(model, "m", "v", score_thresh=0.6)
+    assert (model.least, second.nms_config.score_thresh) == (0.6, 0.6)
+    first.close()
+    assert model.least == 0.6
+    second.close()
+    assert model.least == 0.1
+
+
+def test_settings_that_cannot_come_back_are_warned_of():
+    model = Threshold()
+    with (
+        pytest.warns(UserWarning, match=r"score_thresh.*override _get_nms_config"),
+        ThresholdTracer(model, "m", "v", score_thresh=0.4),
+    ):
+        assert model.least == 0.4
+
+
+def test_settings_need_a_way_to_give_them():
+    model = Peaks()
+    with pytest.raises(UnsupportedModelError, match="override _apply_nms_config"):
+        PeaksTracer(model, "m", "v", score_thresh=0.4)
+    assert not model.head._forward_hooks
+
+
+class Several(nn.Module):
+    """A detector of no family that takes images in any number, none too, and sees their middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Identity()
+
+    def forward(self, images: Any, note: str = "") -> list[Any]:
+        return [float(self.scale(image.mean()).sigmoid()) for image in images]
+
+
+class SeveralTraced:
+    """Reads it; notes the sizes that it is told."""
+
+    told: ClassVar[list[Any]] = []
+
+    @staticmethod
+    def detect(model: nn.Module) -> bool:
+        return isinstance(model, Several)
+
+    def _get_n_class(self, model: nn.Module) -> int:
+        return 1
+
+    def _parse_model_output(self, model_output: Any, img_sizes: Any) -> list[DetectionOutput]:
+        self.told.append(img_sizes)
+        box, label = torch.tensor([[1.0, 1, 9, 9]]), torch.zeros(1, dtype=torch.int64)
+        return [DetectionOutput(box, torch.tensor([one]), label) for one in model_output]
+
+
+class SeveralTracer(SeveralTraced, ObjectDetectionTracer):
+    pass
+
+
+class SeveralLogger(SeveralTraced, ObjectDetectionLogger):
+    pass
+
+
+class SeveralFilter(SeveralTraced, ObjectDetectionDataFilter):
+    pass
+
+
+IMAGE = torch.arange(600.0).reshape(3, 10, 20) / 600
+
+
+@pytest.mark.parametrize("kind", [SeveralTracer, SeveralLogger, SeveralFilter])
+def test_a_batch_of_no_images_records_nothing(kind):
+    with kind(Several(), "m", "v") as tracer:
+        truth = [[]] if kind is SeveralTracer else []
+        output = tracer([], *truth, input_ids=[])
+        assert output == (([], []) if kind is SeveralFilter else [])
+        if kind is SeveralLogger:
+            assert tracer([]) == []
+        tracer.flush()
+        with Store() as store:
+            assert [one.records for one in store.versions()] == [0]
+        tracer([IMAGE], *([None] if truth else []), input_ids=["a"])  # it goes on
+    assert stored()[1].tolist() == [1]
+
+
+def test_images_in_a_tuple_are_not_the_arguments_of_a_call():
+    model = Several()
+    with SeveralTracer(model, "m", "v") as tracer:
+        tracer.told.clear()
+        tracer((IMAGE,), None, ["a"])
+        tracer((IMAGE, IMAGE[:, 2:]), None, ["b", "c"])
+        tracer((IMAGE[None],), None, ["d"])  # sizes are of images, each of three dimensions
+        with tracer.attached(None, ["e", "f", "g"]):
+            model((IMAGE,))
+            model(IMAGE[None])
+            model(images=IMAGE[None], note="by keyword")
+        one = [(10, 20)]
+        assert tracer.told == [one, [(10, 20), (8, 20)], None, one, one, one]
+
+
+def test_a_number_of_images_that_only_the_output_tells_is_not_guessed():
+    given = [{"of": IMAGE}, {"of": IMAGE}]  # three channels are not three images
+
+    class Named(Several):
+        def forward(self, images: Any, note: str = "") -> list[Any]:
+            return super().forward([one["of"] for one in images])
+
+    model = Named()
+    with SeveralTracer(model, "m", "v") as tracer:
+        tracer(given, None, ["a", "b"])
+        tracer({"images": given}, None, ["c", "d"])
+        with pytest.raises(InputError, match="holds 2 inputs but 3 ids"):
+            tracer(given, None, ["e", "f", "g"])
+        with (
+            pytest.raises(InputError, match="tells how many inputs it holds"),
+            tracer.attached(None, ["h", "i"]),
+        ):
+            model(given)
+    assert stored()[1].tolist() == [1] * 4
+    with SeveralLogger(model, "m", "w") as logger:
+        logger.told.clear()
+        logger(given)
+        assert logger.told == [None]  # read once
+
+
+def test_an_output_is_read_once_and_told_the_sizes():
+    """Where the ids are made up after the output says how many."""
+
+    class Uncounted(SeveralLogger):
+        def count_inputs(self, args: Any, kwargs: Any) -> int | None:
+            return None
+
+    with Uncounted(Several(), "m", "v") as logger:
+        logger.told.clear()
+        logger([IMAGE, IMAGE])
+        assert logger.told == [[(10, 20)] * 2]
+    assert stored()[1].tolist() == [1, 1]
+
+
+def test_an_argument_that_is_no_field_is_refused():
+    with (
+        ObjectDetectionTracer(small.faster_rcnn(), "m", "v") as tracer,
+        pytest.raises(InputError, match="unexpected argument 'wether'"),
+    ):
+        tracer(small.images(), None, ["a", "b"], "val", wether="rain")
+
+
+def fpn() -> FasterRCNN:
+    torch.manual_seed(0)
+    backbone = BackboneWithFPN(
+        nn.Sequential(
+            OrderedDict(
+                low=nn.Conv2d(3, 8, 3, 4, 1), middle=nn.Conv2d(8, 8, 3, 2, 1), high=nn.ReLU()
+            )
+        ),
+        {"low": "0", "high": "1"},
+        [8, 8],
+        16,
+    )
+    anchors = AnchorGenerator(((12,), (24,), (48,)), ((1.0,),) * 3)
+    model = FasterRCNN(backbone, 4, 64, 96, rpn_anchor_generator=anchors, box_score_thresh=0.05)
+    return model.eval()
+
+
+@pytest.mark.parametrize("path", ["backbone", "backbone.fpn"])
+def test_a_layer_of_several_maps_says_what_to_name_in_its_place(path):
+    model, given = fpn(), small.images()
+    with (
+        ObjectDetectionTracer(model, "m", "v", {"map": path}) as tracer,
+        torch.no_grad(),
+        pytest.raises(UnsupportedModelError, match="3 tensors in one call") as caught,
+    ):
+        tracer(given, None, ["a", "b"], "val")
+    named = re.findall(r"'(\S+layer_blocks\.\d)'", str(caught.value))
+    assert named == ["backbone.fpn.layer_blocks.0", "backbone.fpn.layer_blocks.1"]
+    layers = {str(at): one for at, one in enumerate(named)}
+    with ObjectDetectionTracer(model, "m", "v", layers) as tracer, torch.no_grad():
+        output = tracer(given, None, ["a", "b"], "val")
+    boxes = sum(len(one["boxes"]) for one in output)
+    columns, _ = stored()
+    assert columns["predicted/feature.0"].shape == (boxes, 16)
+
+
+def test_a_layer_that_runs_for_each_level_says_which_calls_there_are():
+    model, path = fpn(), "rpn.head.cls_logits"
+    with (
+        ObjectDetectionTracer(model, "m", "v", {"map": path}) as tracer,
+        torch.no_grad(),
+        pytest.raises(UnsupportedModelError, match=f"ran 3 times.*{path}:call0' to .*:call2"),
+    ):
+        tracer(small.images(), None, ["a", "b"], "val")
+    for call, said in ((2, None), (3, "ran 3 times only")):
+        layers = {"map": f"{path}:call{call}"}
+        with (
+            ObjectDetectionTracer(model, "m", f"v{call}", layers) as tracer,
+            torch.no_grad(),
+            nullcontext() if said is None else pytest.raises(UnsupportedModelError, match=said),
+        ):
+            tracer(small.images(), None, ["a", "b"], "val")
+
+
+def test_another_number_of_classes_than_the_models_is_refused(home):
+    model = small.faster_rcnn()
+    with pytest.raises(InputError, match=f"n_class is 3, but FasterRCNN has {small.CLASSES}"):
+        ObjectDetectionTracer(model, "m", "v", n_class=3)
+    assert not home.exists()
+    with ObjectDetectionTracer(model, "m", "v", n_class=small.CLASSES) as tracer:
+        assert tracer.n_class == small.CLASSES
+
+
+class Predictor(FastRCNNPredictor):
+    """A predictor whose layers have other names."""
+
+    def __init__(self) -> None:
+        super().__init__(12, small.CLASSES)
+        self.mine, self.box = self.cls_score, self.bbox_pred
+        del self.cls_score, self.bbox_pred
+
+    def forward(self, x: Any) -> Any:
+        return self.mine(x), self.box(x)
+
+
+def test_a_model_that_does_not_tell_its_classes_has_the_users(home):
+    model = small.faster_rcnn()
+    model.roi_heads.box_predictor = Predictor()
+    with pytest.raises(UnsupportedModelError, match="pass n_class"):
+        ObjectDetectionTracer(model, "m", "v")
+    assert not home.exists()
+    with ObjectDetectionTracer(model, "m", "v", n_class=4) as tracer, torch.no_grad():
+        tracer(small.images(), None, ["a", "b"], "val")
+        assert tracer.n_class == 4
+
+
+def parsed(images: list[DetectionOutput]) -> None:
+    class Parsed(PeaksTracer):
+        def _parse_model_output(self, model_output: Any, img_sizes: Any) -> list[DetectionOutput]:
+            return images
+
+    with Parsed(Peaks(), "m", "v") as tracer, torch.no_grad():
+        ids = [f"{at}" for at in range(len(images))]
+        tracer(torch.rand(len(images), 3, 16, 16), None, ids, "val")
+
+
+def boxes_with(**vectors: Any) -> DetectionOutput:
+    box = torch.tensor([[1.0, 1, 9, 9]])
+    return DetectionOutput(box, torch.ones(1), torch.ones(1, dtype=torch.int64), **vectors)
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        {"logits": torch.ones(1, 3)},
+        {"statistics": torch.ones(1, 19)},
+        {"features": {"emb": torch.ones(1, 2)}},
+    ],
+)
+def test_vectors_are_of_every_image_with_boxes_or_of_none(vectors):
+    (name,) = vectors
+    with pytest.raises(UnsupportedModelError, match=f"image 2 has no vectors.*0 has {name[:7]}"):
+        parsed([boxes_with(**vectors), DetectionOutput.empty(), boxes_with()])
+    parsed([DetectionOutput.empty(), boxes_with(**vectors), boxes_with(**vectors)])
+    columns, counts = stored()
+    assert counts.tolist() == [0, 1, 1]
+    if name != "features":  # of these only target layers are recorded
+        assert columns[f"predicted/{name}"].shape == (2, vectors[name].shape[1])
+
+
+def test_features_of_another_number_than_boxes_are_refused():
+    with pytest.raises(UnsupportedModelError, match="does not fit together"):
+        parsed([boxes_with(features={"emb": torch.ones(2, 2)})])

@@ -21,6 +21,7 @@ from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.pool import StoredPool
 from ml_debugger.evaluator import Evaluator
+from ml_debugger.object_detection.average_precision import mean_average_precision
 from ml_debugger.object_detection.scenes import make_scenes
 from ml_debugger.object_detection.schema import SCHEMA
 
@@ -65,6 +66,8 @@ def judge(thresh: float, what: str) -> None:
         f"\nscore >= {thresh}, {what}: {len(wrong):,} boxes to judge, {wrong.mean():.1%} wrong; "
         f"learnt from {len(was_wrong):,}"
     )
+    found = mean_average_precision(truth)
+    print(f"average precision of the detector: {found.ap:.3f}, AP50 {found.ap50:.3f}")
     print(f"{'':<24}" + "".join(f"{head:>10}" for head in HEADS))
     rows = [("ours", np.asarray(new.said["error_proba"], np.float64))]
     rows += list(others(known, was_wrong, new))

@@ -1,7 +1,7 @@
 """Judge every method on one variant and seed."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ def fitted(evaluation: Traced, pool: Traced) -> tuple[Estimates, Estimates]:
             given,
             own,
             rows=proof.rows,
-            held_out=proof.scores[proof.used].proba,
+            held_out=proof.scores[proof.used],
             note=proof.note or "",
         )
     return own, model.estimate(observed(pool))
@@ -145,6 +145,7 @@ def judged(name: str, seed: int, retrained: int) -> Judged:
 def drifted(evaluation: Traced, own: Estimates, pool: Traced, found: Estimates) -> bool:
     """Tell whether drift is stated of the pool, without its labels."""
     rules = ZoneRules.fit(own, evaluation.score, evaluation.wrong, evaluation.prediction)
+    own = replace(own, error_proba=own.as_new)
     evaluated = Evaluated.of_units(
         evaluation.wrong,
         own.error_proba,

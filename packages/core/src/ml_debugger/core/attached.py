@@ -20,7 +20,7 @@ class OnCall(Protocol):
 
     def __call__(
         self,
-        model_input: tuple[Any, ...],
+        model_input: Any,
         output: Any,
         activations: Activations,
         inputs: range,
@@ -29,7 +29,7 @@ class OnCall(Protocol):
         """Take one call.
 
         Args:
-            model_input: The positional arguments of the call.
+            model_input: The first argument of the call, or the keyword arguments if it is one.
             output: What the model returned.
             activations: What its layers produced.
             inputs: Which inputs of the block these are, counted from 0.
@@ -66,21 +66,24 @@ def watching(
         on_call: Told of each call. What it raises leaves the model's call.
     """
     watch = Watch()
-    stack: list[tuple[Activations, int]] = []
+    stack: list[tuple[Activations, Any, int]] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = count(args, kwargs)
         if inputs is None:
-            raise InputError("attached() needs a model input with a batch of tensors")
-        stack.append((capture.begin(), inputs))
+            raise InputError(
+                "attached() needs a model input that tells how many inputs it holds, such as a "
+                "batch of tensors; for any other, call the tracer in place of the model"
+            )
+        stack.append((capture.begin(), args[0] if args else kwargs, inputs))
 
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        activations, size = stack.pop()
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        activations, model_input, size = stack.pop()
         capture.end(activations)
         inputs = range(watch.seen, watch.seen + size)
         watch.seen = inputs.stop
         parts = {name: _part(value, inputs) for name, value in values.items()}
-        on_call(args, output, activations, inputs, parts)
+        on_call(model_input, output, activations, inputs, parts)
 
     hooks = [
         model.register_forward_pre_hook(Hook(before), with_kwargs=True),

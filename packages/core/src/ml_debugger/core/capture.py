@@ -33,6 +33,9 @@ class Activations:
     Attributes:
         calls: How often each layer ran.
         taps: The calls of each tapped module, in their order.
+        copies: Tensors of each call of each copied layer, detached, in the order of the calls.
+        model_input: What the model was called with; None before the output is read.
+        read: What the model returned and what was read in it; None before.
     """
 
     def __init__(self, outer: "Activations | None" = None) -> None:
@@ -41,6 +44,9 @@ class Activations:
         self._maps: dict[str, Tensor] = {}
         self.calls: dict[str, int] = {}
         self.taps: dict[str, list[Call]] = {}
+        self.copies: dict[str, list[list[Tensor]]] = {}
+        self.model_input: Any = None
+        self.read: tuple[Any, Any] | None = None
 
     def __getitem__(self, alias: str) -> Tensor:
         """Return a layer's reduced activation.
@@ -75,6 +81,11 @@ class Activations:
             self._maps[alias] = value.clone()
         else:
             self._vectors[alias] = _reduce(layer, value)
+
+    def release(self) -> None:
+        """Let go of what is the model's own, and large: all but the layers."""
+        self.taps.clear()
+        self.model_input = self.read = None
 
     def finish(self, layers: Mapping[str, Layer]) -> None:
         """Reduce what a compiled model left as it was."""
@@ -269,7 +280,7 @@ class Capture:
         activations = getattr(self._passes, "current", None)
         if activations is not None:
             tensors = [one.detach().clone() for one in tensors_in(value)]
-            activations.taps.setdefault(name, []).append(Call((), {}, tensors))
+            activations.copies.setdefault(name, []).append(tensors)
 
     def _tap(self, name: str) -> Callable[..., None]:
         def keep(

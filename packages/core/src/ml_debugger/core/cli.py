@@ -2,6 +2,7 @@
 
 import sys
 from enum import StrEnum
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,7 @@ Home = Annotated[
 
 Limit = Annotated[float | None, typer.Option(help="A limit; none if left out.")]
 
-_COUNTS = ("n", "errors")  # figures that are whole numbers
+_COUNTS = ("n", "errors", "truths", "missed")  # figures that are whole numbers
 
 
 class Sort(StrEnum):
@@ -129,16 +130,22 @@ def compare(
     first, second = _result(store, old), _result(store, new)
     flow = first.flow(second)
     console.print(_figures(first, second))
-    _print_flow(flow, n)
+    _print_moves("Zone flow, largest first", flow.counts, n)
+    if len(flow.outcomes) > 2:
+        _print_moves("What became of units, largest first", flow.outcomes, n)
     names = dict(enumerate(second.class_names))
     _print_confusion(flow, names, n)
     _print_regressions(flow, names, n)
     broke = len(flow.regressions)
-    console.print(
-        f"{broke:,} regressed, {len(flow.fixed):,} fixed, of {int(flow.counts.to_numpy().sum()):,} "
-        f"shared units; chance alone would differ as much with p = {flow.p_value:.2g} (McNemar)",
-        soft_wrap=True,
-    )
+    for name, row in flow.tests.iterrows():
+        units = {"all": "units", "true": "true units"}.get(str(name), name)
+        inputs = f" ({row.worse:,.0f} inputs are worse, {row.better:,.0f} better)"
+        console.print(
+            f"{row.broke:,.0f} regressed, {row.fixed:,.0f} fixed, of {row.n:,.0f} shared {units}"
+            f"{inputs if flow.test != 'McNemar' else ''}; chance alone would differ as much with "
+            f"p = {row.p_value:.2g} ({flow.test})",
+            soft_wrap=True,
+        )
     if max_regressions is not None and broke > max_regressions:
         console.print(f"FAIL  {broke:,} regressions, wanted at most {max_regressions:,}")
         raise typer.Exit(1)
@@ -347,11 +354,11 @@ def _figures(first: "Result", second: "Result") -> Table:
     return table
 
 
-def _print_flow(flow: "Flow", n: int) -> None:
-    cells = flow.counts.stack()
-    moves = [(*zones, count) for zones, count in cells.items() if count and zones[0] != zones[1]]
+def _print_moves(title: str, counts: Any, n: int) -> None:
+    cells = counts.stack()
+    moves = [(*names, count) for names, count in cells.items() if count and names[0] != names[1]]
     moves.sort(key=lambda move: -move[2])
-    table = _table("Zone flow, largest first", "from", "to", "units")
+    table = _table(title, "from", "to", "units")
     for old, new, count in moves[:n]:
         table.add_row(old, new, f"{count:,}")
     _print_some(table, len(moves), n)
@@ -370,7 +377,7 @@ def _print_regressions(flow: "Flow", names: dict[int, str], n: int) -> None:
     table = _table("Regressions", "input_id", "label", "was", "is", "error_proba", "zone", "code")
     for row in flow.regressions.head(n).itertuples(index=False):
         classes = (row.other_label, row.prediction, row.other_prediction)
-        chance = f"{row.other_error_proba:.3f}"
+        chance = "" if isnan(row.other_error_proba) else f"{row.other_error_proba:.3f}"
         table.add_row(
             row.input_id,
             *(_class(one, names) for one in classes),

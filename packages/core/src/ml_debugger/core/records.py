@@ -103,6 +103,11 @@ class Units(Generic[Values]):
     def __getitem__(self, name: str) -> Values:
         return self.columns[name]
 
+    @property
+    def n_inputs(self) -> int:
+        """How many inputs these units are of."""
+        return len(self) if self.counts is None else len(self.counts)
+
 
 def features_of(columns: Mapping[str, Array]) -> dict[str, Array]:
     """Return the feature matrices among some columns, by layer alias."""

@@ -78,6 +78,36 @@ class Verdict:
         )
 
 
+#: The outcomes that are no error: a thing that is as it should be, and nothing where nothing is.
+RIGHT, NOTHING = "right", "nothing"
+
+
+@dataclass(frozen=True)
+class Things:
+    """What two results of the same inputs are about: actual units, and predictions beside them.
+
+    Each is one row, so that it can be followed from one result to the other.
+
+    Attributes:
+        owner: The input that each belongs to, ascending, shape (n,), int64.
+        label: Its true class, shape (n,), int64; -1 where nothing is true.
+        units: The predicted unit that stands for it in either result, shape (n,), int64; -1 where
+            there is none.
+        outcomes: What can become of a thing, in words; `RIGHT` and `NOTHING` are no errors.
+        outcome: What became of each in either result, as places in `outcomes`, shape (n,), int8.
+        columns: What else is known of each, shape (n,) by name.
+        relabelled: How many actual units are not the same in both results.
+    """
+
+    owner: NDArray[np.int64]
+    label: NDArray[np.int64]
+    units: tuple[NDArray[np.int64], NDArray[np.int64]]
+    outcomes: tuple[str, ...]
+    outcome: tuple[NDArray[np.int8], NDArray[np.int8]]
+    columns: Mapping[str, Array]
+    relabelled: int
+
+
 class Task(ABC):
     """A kind of model output, and how to tell that it is wrong.
 
@@ -136,6 +166,47 @@ class Task(ABC):
     def missed_codes(label: NDArray[Any]) -> Sequence[str]:
         """Name each actual unit that nothing was predicted for, by its class."""
         return [f"no_prediction:CLS{one}->-" for one in label.tolist()]
+
+    @staticmethod
+    def follow(
+        predicted: Units[Array],
+        actual: Units[Array],
+        other_predicted: Units[Array],
+        other_actual: Units[Array],
+        options: "EvaluationOptions",
+    ) -> Things | None:
+        """Tell which units of two results are about the same thing.
+
+        Asked of a task that can miss something; elsewhere units are followed by their position
+        within their input.
+
+        Args:
+            predicted: The predicted units of some inputs in an older result, with the schema's
+                columns of units and of inputs; `counts` is always given.
+            actual: The actual units of the same inputs in that result, likewise.
+            other_predicted: The predicted units of the same inputs in a newer result.
+            other_actual: The actual units there, by which both results are judged.
+            options: Those of the newer result.
+
+        Returns:
+            The things, or None where the task cannot tell.
+        """
+        return None
+
+    @staticmethod
+    def figures(result: "Result") -> Mapping[str, tuple[float | None, bool | None]]:
+        """Return figures of a result that only this task has, for comparisons.
+
+        Asked of a task that can miss something.
+
+        Args:
+            result: A result of this task.
+
+        Returns:
+            By name, the value (None where it is not defined), and whether a larger one is better
+            (None: neither). The names are the same for every result.
+        """
+        return {}
 
     @staticmethod
     def sections(result: "Result", pictures: "Thumbnails") -> Sequence["Section"]:

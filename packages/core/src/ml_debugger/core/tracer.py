@@ -187,9 +187,12 @@ class Tracer(ABC):
         """Return how many inputs the arguments of a call of the model hold.
 
         None where only the model's output can tell, as for a list: it may hold one tensor an
-        input, or one an argument.
+        input, or one an argument. Nothing is guessed then: ids of another number than the output
+        says are refused once the model has run.
         """
         first = next(iter((*args, *kwargs.values())), None)
+        if isinstance(first, Mapping):
+            first = next(iter(first.values()), None)
         return batch_size(first) if isinstance(first, Tensor) else None
 
     def run_model(self, model_input: Any) -> Any:
@@ -312,7 +315,7 @@ class Tracer(ABC):
     ) -> tuple[Any, Any]:
         """Check, run, parse and save one call; return the output and what saving returned."""
         self._check_open()
-        inputs = self._guess_inputs(*arguments_of(model_input))
+        inputs = self.count_inputs(*arguments_of(model_input))
         call = self._checked(ground_truth, input_ids, inputs, dataset_type, n_epoch, kwargs)
         with self._capture.recording() as activations:
             output = self.run_model(model_input)
@@ -371,7 +374,8 @@ class Tracer(ABC):
         it with an output that `parse_output` can read.
 
         Args:
-            model_input: What the call was given.
+            model_input: What the call was given; within `attached`, the first argument of the
+                model's call, or its keyword arguments if it has no other.
             model_output: What the model returned.
             ground_truth: What the call was given, or None.
             activations: What the layers produced.
@@ -385,14 +389,17 @@ class Tracer(ABC):
         Returns:
             The batch, as it was handed to the writer.
         """
+        try:
+            predicted = self._read(model_input, model_output, activations)
+        finally:
+            activations.release()
+        inputs = predicted.n_inputs
+        if inputs != len(input_ids):
+            raise InputError(
+                f"the model's output holds {inputs} inputs but {len(input_ids)} ids were given; "
+                "nothing of this call was recorded"
+            )
         with outside_autocast(_device_of(model_output)), torch.no_grad():
-            predicted = self.parse_output(model_output, activations)
-            inputs = len(predicted) if predicted.counts is None else len(predicted.counts)
-            if inputs != len(input_ids):
-                raise InputError(
-                    f"the model's output holds {inputs} inputs but {len(input_ids)} ids were "
-                    "given; nothing of this call was recorded"
-                )
             actual = None
             if ground_truth is not None:
                 actual = self.parse_ground_truth(ground_truth, inputs)
@@ -409,8 +416,18 @@ class Tracer(ABC):
                 label_fields=label_fields,
                 ready=copies.wait if copies.pending else None,
             )
-        self._writer.put(batch)
+        if inputs:
+            self._writer.put(batch)
         return batch
+
+    def _read(self, model_input: Any, output: Any, activations: Activations) -> Units[Tensor]:
+        """Parse what the model returned, once a call."""
+        if activations.read is None or activations.read[0] is not output:
+            activations.model_input = model_input
+            with outside_autocast(_device_of(output)), torch.no_grad():
+                activations.read = (output, self.parse_output(output, activations))
+        units: Units[Tensor] = activations.read[1]
+        return units
 
     @contextmanager
     def _attached(
@@ -431,7 +448,7 @@ class Tracer(ABC):
         first = self._counted.get(count, 0)
 
         def record(
-            model_input: tuple[Any, ...],
+            model_input: Any,
             output: Any,
             activations: Activations,
             inputs: range,
@@ -447,7 +464,7 @@ class Tracer(ABC):
 
         self._watched = True
         try:
-            with watching(self.model, self._capture, given, self._guess_inputs, record) as watch:
+            with watching(self.model, self._capture, given, self.count_inputs, record) as watch:
                 try:
                     yield
                 finally:
@@ -459,10 +476,6 @@ class Tracer(ABC):
             raise InputError(
                 f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"
             )
-
-    def _guess_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-        known = self.count_inputs(args, kwargs)
-        return batch_size([*args, kwargs]) if known is None else known
 
     def _check_open(self) -> None:
         """Refuse to begin what needs our hooks, or to begin it twice at a time."""

@@ -113,7 +113,7 @@ class CommonDataFilter(InferenceTracer):
         output, batch = self._trace(
             model_input, None, input_ids, dataset_type, self.n_epoch, kwargs
         )
-        if self.filter_config is None:
+        if self.filter_config is None or not batch.input_ids:
             return output, [None] * len(batch.input_ids)
         return output, self._flags(batch, self.filter_config)
 

@@ -65,9 +65,7 @@ class MonitoringLogger(InferenceTracer):
         with self._capture.recording() as activations:
             output = self.run_model(model_input)
         try:
-            with torch.no_grad():
-                units = self.parse_output(output, activations)
-            inputs = len(units) if units.counts is None else len(units.counts)
+            inputs = self._read(model_input, output, activations).n_inputs
         except UnsupportedModelError:  # left to an overridden `_parse_and_save_io_data`
             inputs = len(model_input) if isinstance(model_input, list | tuple) else guess
         call = self._checked(None, unique_ids(inputs), None, dataset_type, self.n_epoch, kwargs)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, texts
+from ml_debugger.object_detection.average_precision import average_precision_50
 from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers
 from ml_debugger.object_detection.codes import NO_PREDICTION
 from ml_debugger.object_detection.costs import Costs
@@ -88,6 +89,24 @@ def image_table(result: "Result", as_: FrameKind = "pandas") -> Any:
         InputError: The result is no detector's.
     """
     return as_frame(Analysis(result).image_table(), as_)
+
+
+def compared_figures(result: "Result") -> dict[str, tuple[float | None, bool | None]]:
+    """Return what `Result.compare` shows of a detector only, and whether a larger one is better.
+
+    `truths` is how many true boxes there are, `missed` how many of them no box has to do with,
+    `found` the share of the others, in [0, 1]; `ap50` is COCO's, of all recorded boxes.
+    """
+    boxes = ResultBoxes.of(result)
+    truths = int((~boxes.true.ignored).sum())
+    missed = int(numbers(boxes.truths, "missed").sum())
+    ap50 = average_precision_50(boxes.predicted, boxes.true)
+    return {
+        "truths": (truths, None),
+        "missed": (missed, False),
+        "found": (1 - missed / truths if truths else None, True),
+        "ap50": (float(np.mean(list(ap50.values()))) if ap50 else None, True),
+    }
 
 
 class Group(NamedTuple):

@@ -44,7 +44,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, which: Bools | Integers) -> "Pairs":
+    def __getitem__(self, which: Bools | Integers | slice) -> "Pairs":
         """Return some of the pairs, by mask or by position."""
         return Pairs(
             self.first[which],

@@ -32,14 +32,7 @@ def link(seen: Detections, rows: HeadRows) -> Tensor:
     if len(seen) == 0:
         return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
     labels = seen.labels.long()
-    # few rows score as high as the least of the visible boxes
-    least = torch.nan_to_num(seen.scores).min()
-    some = ((rows.scores >= least) | rows.scores.isnan()).any(1).nonzero().squeeze(1)
-    columns = rows.scores.index_select(0, some).index_select(1, labels)
-    wanted = seen.scores.to(rows.scores.dtype)
-    equal = (columns == wanted) | (columns.isnan() & wanted.isnan())
-    box, row = equal.T.nonzero(as_tuple=True)
-    row = some[row]
+    box, row = _equal(labels, seen.scores, rows.scores)
     away = (rows.boxes_of(row, labels[box]) - seen.boxes[box]).abs().amax(1)
     sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).amax(1).clamp(min=1.0)
     # what is not finite lies nowhere: there the score alone has to tell
@@ -58,3 +51,32 @@ def link(seen: Detections, rows: HeadRows) -> Tensor:
     found = torch.full((len(seen),), len(rows.scores), device=row.device)
     best = away == nearest[box]
     return found.scatter_reduce_(0, box[best], row[best], "amin")
+
+
+def _equal(labels: Tensor, scores: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs of a box and a row (p,) in which the row gives the box's label its score.
+
+    Args:
+        labels: Of the boxes, shape (n,), int64.
+        scores: Of the boxes, shape (n,).
+        said: The score of each label in each row, shape (r, K).
+    """
+    # few rows score as high as the least of the visible boxes; NaN is lower than nothing
+    least = torch.nan_to_num(scores).min()
+    some = (~(said.amax(1) < least)).nonzero().squeeze(1)
+    high = said[some]
+    row, label = (~(high < least)).nonzero(as_tuple=True)
+    keys, order = _keys(label, high[row, label]).sort()
+    wanted = _keys(labels, scores)
+    first = torch.searchsorted(keys, wanted)
+    each = torch.searchsorted(keys, wanted, right=True) - first
+    box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
+    before = each.cumsum(0) - each  # pairs of earlier boxes
+    at = torch.arange(len(box), device=box.device) + (first - before)[box]
+    return box, some[row[order[at]]]
+
+
+def _keys(labels: Tensor, scores: Tensor) -> Tensor:
+    """Return numbers (n,) that are equal where label and score are; NaN is equal to NaN."""
+    values = torch.nan_to_num(scores.float(), nan=torch.inf) + 0.0  # 0 is equal to -0
+    return labels * 2**32 + values.view(torch.int32)

@@ -3,6 +3,7 @@
 One matching serves every table: it is made once for all images of a chunk of records.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -249,18 +250,29 @@ class _Board:
         self.free[pairs.second] = False
 
     def one_to_one(self, kind: str, candidates: Pairs, turn: Integers) -> None:
-        """Let predictions take free truths, in their turn.
-
-        A truth cannot be taken from the first that wants it, if it is also its best. All such
-        pairs are settled at once, and the rest start anew: a few rounds for all images.
-        """
+        """Let predictions take free truths, in their turn."""
         live = self.live(candidates)
-        live = live[np.lexsort((live.second, -live.iou, turn[live.first]))]
-        while len(live):
-            sure = live[_first(live.first) & _first(live.second)]
-            self.settle(kind, sure)
-            self.find(sure)
-            live = self.live(live)
+        taken = one_to_one(live[np.lexsort((live.second, -live.iou, turn[live.first]))])
+        self.settle(kind, taken)
+        self.find(taken)
+
+
+def one_to_one(pairs: Pairs) -> Pairs:
+    """Choose pairs in their order, each unless one of its boxes is in a pair chosen before.
+
+    The second box cannot be taken from the first that wants it, if it is also its best. All such
+    pairs are chosen at once, and the rest start anew: a few rounds for all images.
+    """
+    chosen = [pairs[:0]]
+    taken, gone = (
+        np.zeros(one.max(initial=-1) + 1, np.bool_) for one in (pairs.first, pairs.second)
+    )
+    while len(pairs):
+        sure = pairs[_first(pairs.first) & _first(pairs.second)]
+        chosen.append(sure)
+        taken[sure.first] = gone[sure.second] = True
+        pairs = pairs[~(taken[pairs.first] | gone[pairs.second])]
+    return _joined(chosen)
 
 
 def _merges(pairs: Pairs, turn: Integers) -> Pairs:
@@ -277,7 +289,11 @@ def _merges(pairs: Pairs, turn: Integers) -> Pairs:
         chosen.append(sure)
         free[sure.second] = False
         pairs = pairs[free[pairs.second]]
-    return Pairs(*(np.concatenate([getattr(p, f.name) for p in chosen]) for f in fields(Pairs)))
+    return _joined(chosen)
+
+
+def _joined(parts: Sequence[Pairs]) -> Pairs:
+    return Pairs(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
 
 
 def _first(values: Integers) -> Bools:

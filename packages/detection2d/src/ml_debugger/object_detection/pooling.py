@@ -1,5 +1,7 @@
 """Features of boxes out of a layer's map."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,27 @@ def pool_boxes(
     inside = total[:, y2, x2] - total[:, y1, x2] - total[:, y2, x1] + total[:, y1, x1]
     cells = ((high - low).prod(1)).to(inside.dtype)
     return (inside / cells).T.float()
+
+
+def pick_cells(maps: Sequence[Tensor], rows: Tensor, a_cell: Sequence[int]) -> Tensor:
+    """Take the vectors of the cells that some of a head's rows look at.
+
+    Rows are numbered level by level, cell by cell.
+
+    Args:
+        maps: Each level's, shape (channel, height, width).
+        rows: Which rows, shape (n,), int64.
+        a_cell: How many rows each cell of a level has.
+
+    Returns:
+        Shape (n, channel), float32; of levels with fewer channels than others, zeros at the end.
+    """
+    found = torch.zeros((len(rows), max(map(len, maps))), device=rows.device)
+    start = 0
+    for level, n in zip(maps, a_cell, strict=True):
+        end = start + n * level.shape[1] * level.shape[2]
+        here = ((start <= rows) & (rows < end)).nonzero().squeeze(1)
+        vectors = level.flatten(1).index_select(1, (rows[here] - start) // n).T.float()
+        found[here, : len(level)] = vectors.contiguous()  # twice as fast to put in place
+        start = end
+    return found

@@ -4,6 +4,8 @@ After MetaDetect (Schubert et al. 2020): a box that many candidates agree on is 
 one that stands alone, or that others claim for another class.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Self
 
 import torch
@@ -45,6 +47,8 @@ MOST = 1000
 _MOST_HIDDEN = 200
 
 _OVERLAP = 0.5
+#: Pairs of boxes that are compared at a time, which bounds the memory that many boxes take.
+_PAIRS = 1 << 18
 
 
 class Candidates(NamedTuple):
@@ -65,9 +69,10 @@ class Candidates(NamedTuple):
     @classmethod
     def of(cls, rows: HeadRows) -> Self:
         """Take the best `MOST` with a score of at least `FLOOR`."""
-        best = torch.nan_to_num(rows.scores.amax(1))
-        # the best candidates can only be of the rows that have the best one each
-        some = best.topk(min(MOST, len(best))).indices
+        best = torch.nan_to_num(rows.scores.amax(1), nan=torch.inf)  # the others may be numbers
+        some = (best >= FLOOR).nonzero().squeeze(1)  # few, of a trained detector
+        if len(some) > MOST:  # the best candidates can only be of the rows that have the best ones
+            some = best.topk(MOST).indices
         scores = torch.nan_to_num(rows.scores[some]).flatten()
         score, at = scores.topk(min(MOST, len(scores)))
         at = at[: int((score >= FLOOR).sum())]
@@ -101,34 +106,61 @@ def statistics(
         ends = torch.tensor([size[1], size[0]], device=boxes.device)
         columns[3] = ((boxes[:, :2] <= 1).sum(1) + (boxes[:, 2:] >= ends - 1).sum(1)).float()
     columns.append(torch.full_like(width, len(seen)).log1p())
-    overlap = pairwise_iou(boxes, boxes).fill_diagonal_(0)
-    same = seen.labels[:, None] == seen.labels
-    columns += [_largest(overlap * same), _largest(overlap * ~same)]
-    columns += _shadow(seen, overlap)
+    found = [torch.stack(columns, 1), _in_parts(seen, len(seen), partial(_among, seen))]
     if candidates is None or made_by is None:
-        return torch.stack([*columns, *[unknown] * (len(NAMES) - len(columns))], 1)
-    return torch.stack([*columns, *_around(seen, candidates, made_by)], 1)
+        rest = len(NAMES) - sum(part.shape[1] for part in found)
+        found.append(unknown[:, None].expand(-1, rest))
+    else:
+        around = partial(_around, seen, candidates, made_by)
+        found.append(_in_parts(seen, len(candidates.score), around))
+    return torch.cat(found, 1)
 
 
-def _shadow(seen: Detections, overlap: Tensor) -> list[Tensor]:
-    """Say how far a box lies under others with higher scores, and how much higher the best is."""
-    odds = _log_odds(seen.scores)
-    order = torch.arange(len(seen), device=odds.device)
-    above = (odds > odds[:, None]) | ((odds == odds[:, None]) & (order < order[:, None]))
-    margin = torch.where(above & (overlap >= _OVERLAP), odds - odds[:, None], 0.0)
-    return [_largest(overlap * above), _largest(margin)]
+def _in_parts(seen: Detections, others: int, of: Callable[[Tensor], list[Tensor]]) -> Tensor:
+    """Say something of visible boxes, of so many at a time as may be compared with the others.
+
+    Args:
+        seen: The visible boxes, n of them.
+        others: How many boxes each is compared with.
+        of: Returns the columns (k,) for the visible boxes of some numbers (k,).
+    """
+    numbers = torch.arange(len(seen), device=seen.scores.device)
+    parts = numbers.split(max(1, _PAIRS // max(1, others)))
+    return torch.cat([torch.stack(of(at), 1) for at in parts])
+
+
+def _among(seen: Detections, at: Tensor) -> list[Tensor]:
+    """Say how far some boxes overlap others, and lie under others with higher scores.
+
+    The last is how much higher the highest of those is.
+    """
+    boxes, odds = seen.boxes.float(), _log_odds(seen.scores)
+    overlap = pairwise_iou(boxes[at], boxes)
+    overlap.scatter_(1, at[:, None], 0.0)  # itself is no other
+    same = seen.labels[at, None] == seen.labels
+    order, own = torch.arange(len(seen), device=at.device), odds[at, None]
+    above = (odds > own) | ((odds == own) & (order < at[:, None]))
+    margin = torch.where(above & (overlap >= _OVERLAP), odds - own, 0.0)
+    return [
+        _largest(overlap * same),
+        _largest(overlap * ~same),
+        _largest(overlap * above),
+        _largest(margin),
+    ]
 
 
 def _log_odds(scores: Tensor) -> Tensor:
     return torch.logit(scores.float(), eps=1e-4)
 
 
-def _around(seen: Detections, candidates: Candidates, made_by: Tensor) -> list[Tensor]:
+def _around(seen: Detections, candidates: Candidates, made_by: Tensor, at: Tensor) -> list[Tensor]:
+    """Say what the head proposed around some boxes."""
     row, label, score, boxes = candidates
-    iou = pairwise_iou(seen.boxes.float(), boxes)
-    itself = made_by[:, None] == row
+    own = seen.boxes[at].float()
+    iou = pairwise_iou(own, boxes)
+    itself = made_by[at, None] == row
     near = (iou >= _OVERLAP) & ~itself
-    same = seen.labels[:, None] == label
+    same = seen.labels[at, None] == label
     ours, rivals = near & same, near & ~same
     # sums over the candidates of each box are matrix products, in double for the differences
     values = torch.cat([score[:, None], boxes], 1).double()
@@ -139,7 +171,7 @@ def _around(seen: Detections, candidates: Candidates, made_by: Tensor) -> list[T
     overlap = (iou * ours).double()
     iou_mean = overlap.sum(1) / count
     iou_spread = ((overlap**2).sum(1) / count - iou_mean**2).clamp(min=0).sqrt()
-    scale = (seen.boxes[:, 2:] - seen.boxes[:, :2]).float().clamp(min=1e-3).prod(1).sqrt()
+    scale = (own[:, 2:] - own[:, :2]).clamp(min=1e-3).prod(1).sqrt()
     # a box's own row may speak for another class as well
     rival = _largest(score * ((near | itself) & ~same))
     found = [
@@ -152,7 +184,7 @@ def _around(seen: Detections, candidates: Candidates, made_by: Tensor) -> list[T
         spread[:, 1:].mean(1) / scale,
         rivals.sum(1).log1p(),
         rival,
-        _log_odds(rival) - _log_odds(seen.scores),
+        _log_odds(rival) - _log_odds(seen.scores[at]),
     ]
     return [one.float() for one in found]
 
@@ -161,8 +193,9 @@ def hidden(seen: Detections, candidates: Candidates | None) -> tuple[float, ...]
     """Return what the head said where the user sees no box: the values of `HIDDEN`, or NaN."""
     if candidates is None:
         return (float("nan"),) * len(HIDDEN)
-    overlap = pairwise_iou(candidates.boxes, seen.boxes.float())
-    apart = (overlap < _OVERLAP).all(1)
+    parts = candidates.boxes.split(max(1, _PAIRS // max(1, len(seen))))
+    visible = seen.boxes.float()
+    apart = torch.cat([(pairwise_iou(one, visible) < _OVERLAP).all(1) for one in parts])
     boxes, score = (one[apart][:_MOST_HIDDEN] for one in (candidates.boxes, candidates.score))
     if len(score) == 0:
         return (0.0,) * len(HIDDEN)
@@ -173,11 +206,16 @@ def hidden(seen: Detections, candidates: Candidates | None) -> tuple[float, ...]
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU of boxes (n, 4) and (m, 4), shape (n, m); 0 where both have no area."""
-    low = torch.maximum(a[:, None, :2], b[:, :2])
-    high = torch.minimum(a[:, None, 2:], b[:, 2:])
-    inside = (high - low).clamp(min=0).prod(2)
+    # side by side, and in place: it is what most of the time goes into
+    sides = [
+        torch.minimum(a[:, None, axis + 2], b[:, axis + 2])
+        .sub_(torch.maximum(a[:, None, axis], b[:, axis]))
+        .clamp_(min=0)
+        for axis in (0, 1)
+    ]
+    inside = sides[0].mul_(sides[1])
     areas = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(1) for x in (a, b)]
-    return inside / (areas[0][:, None] + areas[1] - inside).clamp(min=1e-9)
+    return inside.div_((areas[0][:, None] + areas[1]).sub_(inside).clamp_(min=1e-9))
 
 
 def _largest(values: Tensor) -> Tensor:

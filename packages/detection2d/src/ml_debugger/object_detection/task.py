@@ -1,6 +1,6 @@
 """What this package offers, under its public names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from ml_debugger.core.records import Array, Units
-from ml_debugger.core.task import Task, Verdict
-from ml_debugger.object_detection import judging
+from ml_debugger.core.task import Task, Things, Verdict
+from ml_debugger.object_detection import following, judging
 from ml_debugger.object_detection.schema import SCHEMA
 
 # relative, so that type checkers find the leaves in an editable install too
@@ -69,6 +69,25 @@ class ObjectDetectionTask(Task):
     @override
     def missed_codes(label: NDArray[Any]) -> Sequence[str]:
         return judging.missed_codes(np.asarray(label))
+
+    @staticmethod
+    @override
+    def follow(
+        predicted: Units[Array],
+        actual: Units[Array],
+        other_predicted: Units[Array],
+        other_actual: Units[Array],
+        options: "EvaluationOptions",
+    ) -> Things:
+        units = (predicted, actual, other_predicted, other_actual)
+        return following.follow(*units, options.aligned_iou, options.matched_iou)
+
+    @staticmethod
+    @override
+    def figures(result: "Result") -> Mapping[str, tuple[float | None, bool | None]]:
+        from ml_debugger.object_detection.analysis import compared_figures
+
+        return compared_figures(result)
 
     @staticmethod
     @override

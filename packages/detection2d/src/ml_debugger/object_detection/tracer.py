@@ -1,9 +1,10 @@
 """From a detector's output and ground truth to units: one a visible box."""
 
-import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 
 from ml_debugger.core.capture import Activations, Call, Capture
 from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
-from ml_debugger.core.layers import unwrap
+from ml_debugger.core.layers import Layer, unwrap
 from ml_debugger.core.records import Units
 from ml_debugger.core.tracer import Tracer
 from ml_debugger.object_detection.adapters import adapter_of, adapters
@@ -25,9 +26,6 @@ from ml_debugger.object_detection.schema import CORNERS, SCHEMA
 from ml_debugger.object_detection.settings import Apply, lend
 from ml_debugger.object_detection.statistics import HIDDEN, Candidates, hidden, statistics
 
-_LAYER = "layer."  # before the name of a tap that a target layer has
-_call = threading.local()
-
 
 def _nothing() -> None:
     """Restore nothing."""
@@ -38,7 +36,8 @@ class ObjectDetectionTorchTracer(Tracer):
 
     For a detector that no adapter knows, derive from a public class (`ObjectDetectionTracer`,
     ...), and override `detect`, `_get_n_class`, `_register_model_hooks` and
-    `_parse_model_output`, and `_apply_nms_config` if it has such settings.
+    `_parse_model_output`; if it has such settings, `_apply_nms_config` to give them and
+    `_get_nms_config` to read them, so that the model gets its own back.
     """
 
     schema = SCHEMA
@@ -71,7 +70,7 @@ class ObjectDetectionTorchTracer(Tracer):
 
     def _get_n_class(self, model: nn.Module) -> int:
         """Return the number of classes, background included where the model numbers it."""
-        return self._known(model).n_class(model)
+        return self._known(model, "_get_n_class").n_class(model)
 
     def _register_model_hooks(self, model: nn.Module) -> Sequence[Any]:
         """Register forward hooks of your own; the handles returned are removed by `close`."""
@@ -91,14 +90,24 @@ class ObjectDetectionTorchTracer(Tracer):
             UnsupportedModelError: It is not the output of a detector.
         """
         model = unwrap(self.model)
-        adapter = self._known(model)
+        adapter = self._known(model, "_parse_model_output")
         taps = _Taps(self._capture.latest, adapter.silence)
         found = adapter.parse(model, model_output, taps, self.nms_config)
         return [_recorded(one) for one in found]
 
     def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:
-        """Give the model the settings that the user asked for."""
-        self._known(model).apply_nms(model, nms_config)
+        """Give the model settings: those that the user asked for, and its own when it is closed.
+
+        Args:
+            model: The model.
+            nms_config: Of these, None leaves the model's own.
+        """
+        self._known(model, "_apply_nms_config").apply_nms(model, nms_config)
+
+    def _get_nms_config(self, model: nn.Module) -> NMSConfig:
+        """Return the settings that the model has now; None for those that it does not tell."""
+        adapter = adapter_of(model)
+        return NMSConfig() if adapter is None else adapter.nms(model)
 
     # What core asks for
 
@@ -120,6 +129,7 @@ class ObjectDetectionTorchTracer(Tracer):
                 f"{', '.join(one.family for one in adapters())}. Write a DetectionAdapter, or "
                 "derive from this class and override detect and _parse_model_output"
             )
+        self._n_class = self._count_classes(model)
 
     @override
     def default_layers(self, model: nn.Module) -> dict[str, str]:
@@ -132,21 +142,18 @@ class ObjectDetectionTorchTracer(Tracer):
         adapter = self._adapter = adapter_of(inner)
         self._own = {} if adapter is None else adapter.layers(inner)
         taps = {} if adapter is None else adapter.taps(inner)
-        others = {_LAYER + alias: layer for alias, layer in self._layers.items()}
-        self._n_class = self._given_classes or self._get_n_class(inner)
-        before = NMSConfig() if adapter is None else adapter.nms(inner)
+        before = self._get_nms_config(inner)
         network = model if adapter is None else adapter.running(inner)
-        capture = Capture(network, {}, taps, others)
+        capture = Capture(network, {}, taps, self._layers)
         try:
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True)
             if wanted:
+                give_back = lend(inner, before, self._wanted, self._applier(adapter))
+                # it acts once: when closed, or else when forgotten
+                self._restore = weakref.finalize(self, give_back)
                 if adapter is None:
-                    self._apply_nms_config(inner, self._wanted)
-                else:
-                    give_back = lend(inner, before, self._wanted, self._applier(adapter))
-                    # it acts once: when closed, or else when forgotten
-                    self._restore = weakref.finalize(self, give_back)
+                    _warn_of_lost(wanted, before)
         except BaseException:
             capture.close()
             raise
@@ -190,18 +197,15 @@ class ObjectDetectionTorchTracer(Tracer):
         Raises:
             LayerNotCapturedError: (a KeyError) Nothing has been captured for it.
         """
-        calls = self._capture.latest.taps.get(_LAYER + layer_name)
-        if not calls:
-            known = self._capture.latest.taps
-            raise LayerNotCapturedError(
-                layer_name, [n.removeprefix(_LAYER) for n in known if n.startswith(_LAYER)]
-            )
-        found = [value.clone() for call in calls for value in call.output]
+        known = self._capture.latest.copies
+        if layer_name not in known:
+            raise LayerNotCapturedError(layer_name, known)
+        found = [value.clone() for call in known[layer_name] for value in call]
         return found[0] if len(found) == 1 else found
 
     @override
     def parse_output(self, output: Any, activations: Activations) -> Units[Tensor]:
-        images = self._parse_model_output(output, getattr(_call, "sizes", None))
+        images = self._parse_model_output(output, _sizes(activations.model_input))
         outputs = _checked(images)
         features = [
             self._features(one, at, len(outputs), activations) for at, one in enumerate(outputs)
@@ -213,28 +217,34 @@ class ObjectDetectionTorchTracer(Tracer):
         frame = "original" if self._adapter is None else self._adapter.frame
         return _actual(read_ground_truth(ground_truth, inputs, frame=frame))
 
-    @override
-    def _parse_and_save_io_data(self, model_input: Any, *args: Any, **kwargs: Any) -> Any:
-        _call.sizes = _sizes(model_input)
-        try:
-            return super()._parse_and_save_io_data(model_input, *args, **kwargs)
-        finally:
-            _call.sizes = None
-            # the model's own tensors are large, and needed no more
-            taps = self._capture.latest.taps
-            for name in [name for name in taps if not name.startswith(_LAYER)]:
-                del taps[name]
-
     _restore: Callable[[], Any] = staticmethod(_nothing)
 
-    def _known(self, model: nn.Module) -> DetectionAdapter:
+    def _known(self, model: nn.Module, method: str) -> DetectionAdapter:
         adapter = adapter_of(model)
         if adapter is None:
             raise UnsupportedModelError(
-                f"no adapter knows {type(model).__name__}: override _get_n_class and "
-                "_parse_model_output"
+                f"no adapter knows {type(model).__name__}: override {method} in the tracer's class"
             )
         return adapter
+
+    def _count_classes(self, model: nn.Module) -> int:
+        """Return the number of classes that the model tells, or else the user."""
+        given = self._given_classes
+        try:
+            told = self._get_n_class(model)
+        except (AttributeError, UnsupportedModelError) as error:  # a head of the user's own
+            if given is None:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} does not tell its number of classes ({error}); pass "
+                    "n_class"
+                ) from error
+            return given
+        if given not in (None, told):
+            raise InputError(
+                f"n_class is {given}, but {type(model).__name__} has {told} classes, background "
+                "included where it numbers it; leave n_class out"
+            )
+        return told
 
     def _features(
         self, image: DetectionOutput, number: int, images: int, activations: Activations
@@ -247,16 +257,7 @@ class ObjectDetectionTorchTracer(Tracer):
             if own in given:
                 found[alias] = given[own]
                 continue
-            calls = activations.taps.get(_LAYER + alias, [])
-            if not calls or not calls[0].output:
-                raise LayerNotCapturedError(alias, given)
-            if (len(calls) > 1 and layer.call is None) or len(calls[0].output) > 1:
-                raise UnsupportedModelError(
-                    f"layer {alias!r} ({layer.text}) gave {len(calls) * len(calls[0].output)} "
-                    "tensors; name one that gives a single one for the batch, or say which call: "
-                    f"'{layer.path}:call0'"
-                )
-            values = calls[layer.call or 0].output[0]
+            values = self._value(alias, layer, activations)
             if len(values) != images:
                 raise UnsupportedModelError(
                     f"layer {alias!r} ({layer.text}) gave shape {tuple(values.shape)} for {images} "
@@ -265,15 +266,60 @@ class ObjectDetectionTorchTracer(Tracer):
             found[alias] = _of_layer(values, image, number)
         return found
 
-    def _applier(self, adapter: DetectionAdapter) -> Apply:
+    def _value(self, alias: str, layer: Layer, activations: Activations) -> Tensor:
+        """Return what a target layer gave, where that is one tensor."""
+        calls = activations.copies.get(alias, [])
+        if not calls or not calls[0]:
+            raise LayerNotCapturedError(alias, activations.copies)
+        if len(calls) > 1 and layer.call is None:
+            raise UnsupportedModelError(
+                f"layer {alias!r} ({layer.text}) ran {len(calls)} times; say which call: "
+                f"'{layer.path}:call0' to '{layer.path}:call{len(calls) - 1}'"
+            )
+        at = layer.call or 0
+        if at >= len(calls):
+            raise UnsupportedModelError(
+                f"layer {alias!r} ({layer.text}) ran {len(calls)} times only; the first is call0"
+            )
+        if len(calls[at]) > 1:
+            parts = [f"'{layer.path}.{one}'" for one in _parts(self._network(layer.path))]
+            raise UnsupportedModelError(
+                f"layer {alias!r} ({layer.text}) gave {len(calls[at])} tensors in one call; name "
+                "a layer that gives a single one for the batch"
+                + (f", one of its parts for example: {', '.join(parts)}" if parts else "")
+            )
+        return calls[at][0]
+
+    def _network(self, path: str) -> nn.Module:
+        """Return a module of the network that runs."""
+        inner = unwrap(self.model)
+        network = inner if self._adapter is None else self._adapter.running(inner)
+        return network.get_submodule(path)
+
+    def _applier(self, adapter: DetectionAdapter | None) -> Apply:
         """Return what gives the model settings: the user's way where there is one."""
-        own = "_apply_nms_config" in {
-            name
-            for kind in type(self).__mro__
-            for name in vars(kind)
-            if kind not in ObjectDetectionTorchTracer.__mro__
-        }
-        return self._apply_nms_config if own else adapter.apply_nms
+        ours = ObjectDetectionTorchTracer._apply_nms_config
+        if adapter is None or type(self)._apply_nms_config is not ours:  # noqa: SLF001  our own
+            return self._apply_nms_config
+        return adapter.apply_nms
+
+
+def _warn_of_lost(wanted: Mapping[str, Any], before: NMSConfig) -> None:
+    lost = [name for name in wanted if getattr(before, name) is None]
+    if lost:
+        warnings.warn(
+            f"what the model had for {' and '.join(lost)} is not known, so close() cannot give it "
+            "back; override _get_nms_config",
+            stacklevel=2,
+        )
+
+
+def _parts(module: nn.Module, most: int = 8) -> list[str]:
+    """Return the names of those parts of a module that probably give one of its outputs each."""
+    rows = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    if rows:  # the last is where a pyramid's levels leave it
+        return [f"{rows[-1]}.{at}" for at in range(len(module.get_submodule(rows[-1])))][:most]  # type: ignore[arg-type]
+    return [name for name, _ in module.named_children()][:most]
 
 
 class _Taps:
@@ -325,14 +371,49 @@ def _checked(images: Any) -> list[DetectionOutput]:
         )
     for number, one in enumerate(images):
         lengths = {"boxes": len(one.boxes), "scores": len(one.scores), "labels": len(one.labels)}
-        for name, vectors in (("logits", one.logits), ("statistics", one.statistics)):
-            lengths |= {} if vectors is None else {name: len(vectors)}
+        lengths |= {name: len(values) for name, values in _vectors(one).items()}
         if len(set(lengths.values())) > 1 or one.boxes.shape[1:] != (4,):
             raise UnsupportedModelError(
                 f"DetectionOutput of image {number} does not fit together: {lengths}, boxes "
                 f"{tuple(one.boxes.shape)}; expected one of each for every box, boxes (n, 4)"
             )
-    return list(images)
+    return _alike(images)
+
+
+def _alike(images: Sequence[DetectionOutput]) -> list[DetectionOutput]:
+    """Give images without boxes the vectors that the others have, in no rows.
+
+    Raises:
+        UnsupportedModelError: Of the others, some have vectors that some do not have.
+    """
+    some = [number for number, one in enumerate(images) if len(one)]
+    if not some:
+        return list(images)
+    first = images[some[0]]
+    vectors = _vectors(first)
+    for number in some:
+        if (found := _vectors(images[number])).keys() != vectors.keys():
+            raise UnsupportedModelError(
+                f"DetectionOutput of image {number} has {_listed(found)}, but that of image "
+                f"{some[0]} has {_listed(vectors)}; expected the same of every image with boxes"
+            )
+    logits = None if first.logits is None else first.logits[:0]
+    numbers = None if first.statistics is None else first.statistics[:0]
+    features = {alias: values[:0] for alias, values in (first.features or {}).items()}
+    return [
+        one if len(one) else replace(one, logits=logits, statistics=numbers, features=features)
+        for one in images
+    ]
+
+
+def _vectors(one: DetectionOutput) -> dict[str, Tensor]:
+    found = {"logits": one.logits, "statistics": one.statistics}
+    found |= {f"feature {alias!r}": values for alias, values in (one.features or {}).items()}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _listed(vectors: Mapping[str, Tensor]) -> str:
+    return " and ".join(vectors) or "no vectors"
 
 
 def _of_layer(values: Tensor, image: DetectionOutput, number: int) -> Tensor:
@@ -349,6 +430,8 @@ def _units(
     features: Sequence[Mapping[str, Tensor]],
     layers: Mapping[str, Any],
 ) -> Units[Tensor]:
+    if not images:
+        return Units({}, torch.zeros(0, dtype=torch.int32))
     boxes = torch.cat([one.boxes.reshape(-1, 4).float() for one in images])
     columns = {
         "prediction": torch.cat([one.labels for one in images]).int(),
@@ -402,18 +485,16 @@ def _actual(truths: Sequence[Truth]) -> Units[Tensor]:
 
 def _sizes(model_input: Any) -> list[tuple[int, int]] | None:
     """Return height and width of each image of a model input, where it tells."""
-    if isinstance(model_input, tuple) and len(model_input) == 1:  # as hooks see it
-        model_input = model_input[0]
     if isinstance(model_input, Mapping):
-        model_input = model_input.get("pixel_values")
+        first = next(iter(model_input.values()), None)
+        model_input = model_input.get("pixel_values", first)
     if isinstance(model_input, Tensor):
         model_input = list(model_input) if model_input.ndim == 4 else None
     if not isinstance(model_input, Sequence) or isinstance(model_input, str):
         return None
-    sizes = [
-        (int(one.shape[-2]), int(one.shape[-1])) for one in model_input if isinstance(one, Tensor)
-    ]
-    return sizes if len(sizes) == len(model_input) else None
+    if not all(isinstance(one, Tensor) and one.ndim in (2, 3) for one in model_input):
+        return None
+    return [(int(one.shape[-2]), int(one.shape[-1])) for one in model_input]
 
 
 def _images(model_input: Any) -> int | None:

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ml_debugger.core.errors import InputError
-from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, texts
+from ml_debugger.core.evaluation.following import INPUT, KEY, followed
+from ml_debugger.core.evaluation.frames import FrameKind, as_frame
+from ml_debugger.core.task import NOTHING, task_named
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
-
-#: What makes units of two results the same: their input, and their position within it.
-INPUT = ("dataset_type", "input_id")
-KEY = (*INPUT, "position")
 
 #: Figures of a comparison, and whether a larger value is better (None: neither).
 COMPARED: dict[str, bool | None] = {
@@ -34,7 +31,7 @@ COMPARED: dict[str, bool | None] = {
 
 
 def compare(first: "Result", second: "Result", as_: FrameKind = "pandas") -> Any:
-    """Return the figures of two results and of their zones, with the difference.
+    """Return the figures of two results, their task's own, and those of their zones.
 
     Returns:
         A frame with the columns `figure`, `this`, `other`, `difference` (other minus this) and
@@ -43,6 +40,11 @@ def compare(first: "Result", second: "Result", as_: FrameKind = "pandas") -> Any
     rows: list[tuple[str, float | None, float | None, bool | None]] = []
     ours, theirs = first.manifest.metrics.model_dump(), second.manifest.metrics.model_dump()
     rows += [(name, ours[name], theirs[name], up) for name, up in COMPARED.items()]
+    one_task = first.manifest.task == second.manifest.task
+    if one_task and first.manifest.omissions is not None:
+        task = task_named(first.manifest.task)
+        own, other_own = task.figures(first), task.figures(second)
+        rows += [(name, value, other_own[name][0], up) for name, (value, up) in own.items()]
     for row, other in zip(_zone_shares(first), _zone_shares(second), strict=True):
         zone, n, errors = row
         _, other_n, other_errors = other
@@ -76,6 +78,12 @@ def _zone_shares(result: "Result") -> list[tuple[str, float | None, float | None
 class Flow:
     """What became of the units that two results share.
 
+    A unit is what can be right or wrong in either result: an input, in classification. Where
+    inputs have several units, in detection, it is a true object together with the box that found it
+    best, or a box beside them, which is a false alarm; then `zone` and `code` are "nothing" where
+    nothing was predicted (`code` names what was missed), and `prediction` and `error_proba` are
+    missing.
+
     Frames are pandas. A class is its number; a missing label stands for none of the model's
     classes. Both models are judged by the labels of `other`, so that none is to blame for an
     annotation that changed.
@@ -84,29 +92,47 @@ class Flow:
         this: Name of the result they come from.
         other: Name of the result they go to.
         counts: Zones of `this` as rows and of `other` as columns.
-        moved: The units whose zone or correctness changed, the largest rise of `error_proba`
-            first: `dataset_type`, `input_id`, `position` (of the unit within its input, from 0),
-            then for `this` and, with the prefix `other_`, for `other`: `label`, `prediction`,
-            `wrong`, `zone`, `code`, `error_proba`. All but `wrong` are as each result holds them.
+        outcomes: What became of units in `this` as rows and in `other` as columns: right or wrong,
+            or the words of the task.
+        moved: The units whose zone or outcome changed, the largest rise of `error_proba`
+            first (nothing counts as 1 where it is wrong and as 0 where it is right):
+            `dataset_type`, `input_id`, `position` (of the unit within its input, from 0), what the
+            task knows of it, such as a box's corners, then for `this` and, with the prefix
+            `other_`, for `other`: `label`, `prediction`, `wrong`, `outcome`, `zone`, `code`,
+            `error_proba`. All but `wrong` and `outcome` are as each result holds them; where
+            inputs have several units, so is the label not, but that of `other`.
+        inputs: The inputs of which more or fewer units are wrong than before, the largest rise
+            first: `dataset_type`, `input_id`, `wrong`, `other_wrong` (how many), `difference`.
         confusion: How often each class was taken for which: `label`, `prediction`, `this`,
             `other`, `difference` (other minus this), the largest changes for the worse first:
-            confusions that rose, and right predictions that fell.
+            confusions that rose, and right predictions that fell. A missing prediction stands for
+            nothing, or for the right class in the wrong place.
         classes: How often each class was right: `label`, `n`, `accuracy`, `other_accuracy`,
-            `difference`, the largest fall first.
+            `difference`, the largest fall first. False alarms are of no class here.
         relabelled: How many units have another label in `other`.
         only_this: How many units are in `this` alone.
         only_other: How many units are in `other` alone.
+        tests: Whether the change is more than chance: `n` (units), `fixed`, `broke`, `better` and
+            `worse` (inputs with fewer and with more wrong units than before) and `p_value`; a row
+            for "all" units and, where inputs have several, for those that are "true" and for the
+            "false alarms".
+        test: The test behind `p_value`: "McNemar" where every input is one unit, else "sign test by
+            input".
     """
 
     this: str
     other: str
     counts: Any
+    outcomes: Any
     moved: Any
+    inputs: Any
     confusion: Any
     classes: Any
     relabelled: int
     only_this: int
     only_other: int
+    tests: Any
+    test: str
 
     @property
     def regressions(self) -> Any:
@@ -125,110 +151,127 @@ class Flow:
 
     @property
     def p_value(self) -> float:
-        """How likely chance alone makes regressed and fixed units differ as much, in [0, 1].
+        """How likely chance alone makes worse and better inputs differ as much, in [0, 1].
 
-        The exact test of McNemar (1947): were the models equally good, each unit that changed
-        sides would be as likely a regression as a fix (two-sided, binomial). It takes units to
-        be independent, which several units of one input are not quite.
+        The exact sign test (Dixon and Mood 1946) on `inputs`: were the models equally good, each
+        input whose number of wrong units changed would be as likely to be worse as to be better
+        (two-sided, binomial). Where every input is one unit that is the test of McNemar (1947).
+        Units of one input are no independent evidence, so an input counts once, however many of
+        its units changed.
         """
-        from scipy.stats import binomtest
-
-        broke, fixed = len(self.regressions), len(self.fixed)
-        return float(binomtest(broke, broke + fixed).pvalue) if broke + fixed else 1.0
+        return float(self.tests.loc["all", "p_value"])
 
     def __str__(self) -> str:
-        kept = int(np.trace(self.counts.to_numpy()))
+        counts = self.counts.to_string()
+        end = f", {self.relabelled:,} have another label" if self.relabelled else ""
         total = int(self.counts.to_numpy().sum())
+        if NOTHING in self.outcomes.index:
+            return (
+                f"{self.this} -> {self.other}: {total:,} true units and false alarms{end}\n"
+                f"{self.tests.to_string()}\n{self.outcomes.to_string()}\n{counts}"
+            )
+        kept = int(np.trace(self.counts.to_numpy()))
         return (
             f"{self.this} -> {self.other}: {kept:,} of {total:,} units kept their zone, "
             f"{len(self.fixed):,} were fixed, {len(self.regressions):,} broke "
-            f"(McNemar p = {self.p_value:.2g})"
-            + (f", {self.relabelled:,} have another label" if self.relabelled else "")
-            + f"\n{self.counts}"
+            f"({self.test} p = {self.p_value:.2g}){end}\n{counts}"
         )
 
 
 def flow(first: "Result", second: "Result") -> Flow:
     """Follow the units that two results share from one to the other.
 
-    Units are the same where `dataset_type`, `input_id` and their position within the input are;
-    where one result holds an input in several epochs, its latest epoch counts.
+    Units are the same where `dataset_type`, `input_id` and their position within the input are; of
+    inputs with several units, the task tells. Where one result holds an input in several epochs,
+    its latest epoch counts.
 
     Raises:
-        InputError: The results share no input, or an input has several units: boxes of two
-            versions have no place in common that would tell which belongs to which.
+        InputError: The results share no input, or are of two tasks.
     """
-    import pandas as pd
-
-    from ml_debugger.core.evaluation.zones import ZONES
-
-    for result in (first, second):
-        if result.manifest.omissions is not None:
-            raise InputError(
-                f"{result.result_name} is of the task {result.manifest.task}, whose inputs have "
-                "several units: nothing tells which of them are the same in two versions; compare "
-                "figures with result.compare(other)"
-            )
-    mine, theirs = _latest_units(first), _latest_units(second)
-    renamed = theirs.rename(columns={name: f"other_{name}" for name in _FOLLOWED})
-    both = mine.merge(renamed, on=list(KEY), how="inner")
-    if both.empty:
-        raise InputError(
-            f"{first.result_name} and {second.result_name} share no input: compare results of the "
-            "same data set, traced with the same ids"
-        )
-    relabelled = _differing(both["label"], both["other_label"])
-    by_newer = (both["prediction"] != both["other_label"]).fillna(True).astype(bool)
-    both["wrong"] = both["wrong"].mask(relabelled, by_newer)
-    names = [str(zone) for zone in ZONES]
-    counts = pd.crosstab(both["zone"], both["other_zone"]).reindex(
-        index=names, columns=names, fill_value=0
-    )
-    changed = (both["zone"] != both["other_zone"]) | (both["wrong"] != both["other_wrong"])
-    rise = both["other_error_proba"] - both["error_proba"]
+    both, relabelled, only_this, only_other = followed(first, second)
+    changed = np.zeros(len(both), np.bool_)
+    for name in ("zone", "outcome"):
+        here, there = (both[f"{prefix}{name}"].cat.codes for prefix in ("", "other_"))
+        changed |= (here != there).to_numpy()
+    rise = _error_proba(both, "other_") - _error_proba(both, "")
     moved = both.assign(_rise=rise)[changed].sort_values(
         ["_rise", *KEY], ascending=[False, True, True, True]
     )
+    groups = {"all": both}
+    if NOTHING in both["outcome"].cat.categories:
+        false_alarm = both["other_label"].isna()
+        groups |= {"true": both[~false_alarm], "false alarms": both[false_alarm]}
     return Flow(
         this=first.result_name,
         other=second.result_name,
-        counts=counts,
+        counts=_crossed(both["zone"], both["other_zone"]),
+        outcomes=_crossed(both["outcome"], both["other_outcome"]),
         moved=moved.drop(columns="_rise").reset_index(drop=True),
+        inputs=_inputs(both),
         confusion=_confusion(both),
-        classes=_classes(both),
-        relabelled=int(relabelled.sum()),
-        only_this=len(mine) - len(both),
-        only_other=len(theirs) - len(both),
+        classes=_classes(groups.get("true", both)),
+        relabelled=relabelled,
+        only_this=only_this,
+        only_other=only_other,
+        tests=_tests(groups),
+        test="sign test by input" if both["position"].any() else "McNemar",
     )
 
 
-_FOLLOWED = ("label", "prediction", "wrong", "zone", "code", "error_proba")
+def _error_proba(both: Any, prefix: str) -> Any:
+    """Return error probabilities; where nothing was predicted, what is known to be true."""
+    return both[f"{prefix}error_proba"].fillna(both[f"{prefix}wrong"].astype(np.float64))
 
 
-def _latest_units(result: "Result") -> Any:
+def _crossed(here: Any, there: Any) -> Any:
+    """Count the pairs of two categorical columns, also those that do not occur."""
     import pandas as pd
 
-    units = result.to_arrow()
-    columns: dict[str, Any] = {name: texts(units, name) for name in (*INPUT, "zone", "code")}
-    columns["label"] = pd.array(numbers(units, "label"), dtype="Int64")
-    columns["prediction"] = numbers(units, "prediction").astype(np.int64)
-    columns["wrong"] = numbers(units, "wrong").astype(bool)
-    columns["error_proba"] = numbers(units, "error_proba")
-    columns["n_epoch"] = np.nan_to_num(numbers(units, "n_epoch").astype(np.float64), nan=-np.inf)
-    frame = pd.DataFrame(columns)
-    latest = frame.groupby(list(INPUT), sort=False)["n_epoch"].transform("max")
-    frame = frame[frame["n_epoch"] == latest]
-    frame = frame.assign(position=frame.groupby(list(INPUT), sort=False).cumcount())
-    return frame[[*KEY, *_FOLLOWED]]
+    names = here.cat.categories
+    cell = here.cat.codes.to_numpy().astype(np.int64) * len(names) + there.cat.codes.to_numpy()
+    cells = np.bincount(cell, minlength=len(names) ** 2).reshape(len(names), len(names))
+    return pd.DataFrame(cells, pd.Index(names, name=here.name), pd.Index(names, name=there.name))
+
+
+def _tests(groups: dict[str, Any]) -> Any:
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    rows = {}
+    for name, units in groups.items():
+        change = _inputs(units)["difference"]
+        worse, better = int((change > 0).sum()), int((change < 0).sum())
+        rows[name] = {
+            "n": len(units),
+            "fixed": int((units["wrong"] & ~units["other_wrong"]).sum()),
+            "broke": int((~units["wrong"] & units["other_wrong"]).sum()),
+            "better": better,
+            "worse": worse,
+            "p_value": binomtest(worse, worse + better).pvalue if len(change) else 1.0,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _inputs(both: Any) -> Any:
+    wrong = both[[*INPUT, "wrong", "other_wrong"]].groupby(list(INPUT), as_index=False).sum()
+    wrong["difference"] = wrong["other_wrong"] - wrong["wrong"]
+    changed = wrong[wrong["difference"] != 0]
+    order = changed.sort_values(["difference", *INPUT], ascending=[False, True, True])
+    return order.reset_index(drop=True)
 
 
 def _confusion(both: Any) -> Any:
     import pandas as pd
 
     cell = ["label", "prediction"]
-    this = both.groupby(["other_label", "prediction"], dropna=False).size().rename_axis(cell)
-    other = both.groupby(["other_label", "other_prediction"], dropna=False).size()
-    frame = pd.concat([this, other.rename_axis(cell)], axis=1, keys=["this", "other"])
+    sides = []
+    for prefix in ("", "other_"):
+        label, said = both["other_label"], both[f"{prefix}prediction"].astype("Int64")
+        misplaced = (label == said).fillna(False).astype(bool) & both[f"{prefix}wrong"]
+        pairs = pd.DataFrame({"label": label, "prediction": said.mask(misplaced)})
+        pairs = pairs[pairs.notna().any(axis=1) | both[f"{prefix}wrong"]]
+        sides.append(pairs.groupby(cell, dropna=False).size())
+    frame = pd.concat(sides, axis=1, keys=["this", "other"])
     frame = frame.fillna(0).astype(np.int64).reset_index()
     frame["difference"] = frame["other"] - frame["this"]
     right = (frame["label"] == frame["prediction"]).fillna(False).astype(bool)
@@ -244,8 +287,3 @@ def _classes(both: Any) -> Any:
     frame["other_accuracy"] = 1 - by_class["other_wrong"].mean()
     frame["difference"] = frame["other_accuracy"] - frame["accuracy"]
     return frame.reset_index().sort_values(["difference", "label"]).reset_index(drop=True)
-
-
-def _differing(ours: Any, theirs: Any) -> Any:
-    """Say which labels differ; two missing ones do not."""
-    return (ours != theirs).fillna(ours.isna() != theirs.isna()).astype(bool)

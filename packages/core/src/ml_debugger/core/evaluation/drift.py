@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
-from ml_debugger.core.evaluation.zones import ZONES
+from ml_debugger.core.evaluation.zoning import ZONES, assign_zones
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -57,7 +56,8 @@ class Evaluated:
     """What others are compared with, made once a result.
 
     Attributes:
-        error_proba: Of one evaluated unit an input, out of fold, ascending, shape (n,), float64.
+        error_proba: Of one evaluated unit an input, out of fold and as that of a new unit would
+            be told, ascending, shape (n,), float64; see `SavedResult.as_new`.
         outlier: Their outlier p-values, ascending, shape (n,), float64.
         zones: How many of them are in each of `ZONES`, shape (6,), int64.
         level: Variance of the level of the probabilities; see `accuracy`.
@@ -70,23 +70,25 @@ class Evaluated:
 
     @classmethod
     def of(cls, result: "Result") -> Self:
-        """Take the evaluated units of a result; those without a verdict are left out."""
+        """Take the evaluated units of a result."""
         keys = ["dataset_type", "n_epoch", "input_id"]
         units = result.to_arrow()
-        units = units.select(["wrong", "error_proba", "outlier", "zone", *keys])
-        units = units.filter(pc.is_valid(units.column("wrong")))
         changes = np.zeros(len(units), np.bool_)
         for name in keys:
             column = units.column(name).combine_chunks()
             codes = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
             place = np.asarray(codes.indices.fill_null(-1))
             changes[1:] |= place[1:] != place[:-1]
-        number = {str(zone): at for at, zone in enumerate(ZONES)}
+        names = ("score", "error_proba", "outlier", "unstable", "prediction", "wrong")
+        columns = {name: np.asarray(units.column(name)) for name in names}
+        if result.as_new is not None:
+            columns["error_proba"] = result.as_new
+        rules = result.rules.model_dump(mode="json")["rules"]
         return cls.of_units(
-            np.asarray(units.column("wrong")),
-            np.asarray(units.column("error_proba")),
-            np.asarray(units.column("outlier")),
-            np.array([number[zone] for zone in units.column("zone").to_pylist()], np.int64),
+            columns["wrong"],
+            columns["error_proba"],
+            columns["outlier"],
+            assign_zones(rules, columns, columns["prediction"]),
             one_each(np.cumsum(changes)),
         )
 
@@ -103,9 +105,9 @@ class Evaluated:
 
         Args:
             wrong: Whether each was wrong, shape (n,).
-            error_proba: Out of fold, shape (n,), in [0, 1].
+            error_proba: Out of fold, as of a new unit (`Estimates.as_new`), shape (n,), in [0, 1].
             outlier: Outlier p-values, shape (n,), in (0, 1].
-            zone: Positions in `ZONES`, shape (n,).
+            zone: Positions in `ZONES` by the same probabilities, shape (n,).
             independent: Positions of those that are independent evidence of drift; None for all.
         """
         proba = np.asarray(error_proba, np.float64)

@@ -36,12 +36,16 @@ class Scored(NamedTuple):
         outlier: p-value in (0, 1]; small: unlike the evaluated units, (n,), float32.
         unstable: Whether the features are torn between classes, (n,), bool.
         zone: Names of the zones, (n,).
+        aspects: In a task whose units can be wrong in several ways, by the name of each way the
+            probability that a unit is wrong in it if it is right in those before, (n,), float32:
+            "det" and "cls" of a detector's boxes. Empty for other tasks.
     """
 
     error_proba: NDArray[np.float32]
     outlier: NDArray[np.float32]
     unstable: NDArray[np.bool_]
     zone: NDArray[np.str_]
+    aspects: Mapping[str, NDArray[np.float32]]
 
 
 class Scorer:
@@ -97,25 +101,35 @@ class Scorer:
         prediction: Array | None = None,
         score: Array | None = None,
         statistics: Array | None = None,
+        finite: Array | None = None,
     ) -> Scored:
         """Judge some units; each by itself, so a batch and its rows give the same.
 
         Args:
             features: What the layers gave, reduced as they were recorded, by alias, (n, d).
             logits: Class vectors, (n, K); None for tasks without.
-            prediction: Predicted classes, (n,); by default those of the logits.
-            score: The model's confidence, (n,); by default the max softmax of the logits, which
-                may differ from torch's in the last bit.
+            prediction: Predicted classes, (n,); by default those of the logits, where the task
+                takes them from there, as classification does and detection does not.
+            score: The model's confidence, (n,); by default, likewise, the max softmax of the
+                logits, which may differ from torch's in the last bit.
             statistics: The task's statistics, (n, s); None for tasks without.
+            finite: Whether what was recorded of each is finite, (n,), bool: also what is not given
+                here, such as the corners of a box; by default only what is given is looked at.
 
         Raises:
             InputError: Something is missing or has another shape than in the evaluation.
         """
-        if logits is None and (prediction is None or score is None):
-            raise InputError("give logits, or both prediction and score")
+        if prediction is None or score is None:
+            if not self._model.of_logits:
+                raise InputError(
+                    "give both prediction and score: in the evaluation they were not those of the "
+                    "largest logit; of a detector's box they are its own label and score"
+                )
+            if logits is None:
+                raise InputError("give logits, or both prediction and score")
         _check_shapes(
             dict(features) | {"logits": logits, "statistics": statistics},
-            {"prediction": prediction, "score": score},
+            {"prediction": prediction, "score": score, "finite": finite},
         )
         if prediction is None:
             prediction = np.asarray(logits).argmax(axis=1)
@@ -128,7 +142,7 @@ class Scorer:
             score=np.asarray(score, np.float32),
             logits=None if logits is None else np.asarray(logits),
             statistics=None if statistics is None else np.asarray(statistics),
-        )
+        ).recorded_as(finite)
         found = self._model.estimate(observations)
         columns = {
             "score": observations.score,
@@ -138,7 +152,13 @@ class Scorer:
         }
         zones = assign_zones(self._rules, columns, observations.prediction)
         names = np.array([str(zone) for zone in ZONES])
-        return Scored(found.error_proba, found.outlier, found.unstable, names[zones])
+        return Scored(
+            error_proba=found.error_proba,
+            outlier=found.outlier,
+            unstable=found.unstable,
+            zone=names[zones],
+            aspects={} if found.answers is None else dict(found.answers.aspects),
+        )
 
 
 def _check_shapes(vectors: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:

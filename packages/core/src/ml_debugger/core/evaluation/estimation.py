@@ -48,6 +48,7 @@ class Estimated:
         rules: The rules of its zones.
         fitted: How many units the model was fitted on.
         error_proba: Estimated without the unit's own label, float32.
+        as_new: The same as that of a new unit, float32; see `Estimates`.
         outlier: p-values, float32.
         unstable: Whether features are torn between classes, bool.
         plausible: The class that the features suggest, int32.
@@ -67,6 +68,7 @@ class Estimated:
     rules: ZoneRules
     fitted: int
     error_proba: NDArray[np.float32]
+    as_new: NDArray[np.float32]
     outlier: NDArray[np.float32]
     unstable: NDArray[np.bool_]
     plausible: NDArray[np.int32]
@@ -145,7 +147,7 @@ def estimate(
             observations,
             found,
             rows=part[proof.rows],
-            held_out=proof.scores[proof.used].proba,
+            held_out=proof.scores[proof.used],
             note=proof.note,
         )
     # After the substitution, since the borders are error probabilities.
@@ -175,6 +177,7 @@ def estimate(
         rules=rules,
         fitted=len(rows),
         error_proba=out.error_proba,
+        as_new=out.as_new,
         outlier=out.outlier,
         unstable=out.unstable,
         plausible=out.plausible,
@@ -207,6 +210,7 @@ class _Collected:
         names = units.verdict.aspects
         self.aspects = {name: np.zeros(n, np.float32) for name in names}
         self.error_proba = np.zeros(n, np.float32)
+        self.as_new = np.zeros(n, np.float32)
         self.outlier = np.zeros(n, np.float32)
         self.unstable = np.zeros(n, np.bool_)
         self.plausible = np.zeros(n, np.int32)
@@ -223,6 +227,7 @@ class _Collected:
             for name, values in found.answers.aspects.items():
                 self.aspects[name][rows] = values
         self.error_proba[rows] = found.error_proba
+        self.as_new[rows] = found.as_new
         self.outlier[rows] = found.outlier
         self.unstable[rows] = found.unstable
         self.plausible[rows] = found.plausible

@@ -7,7 +7,7 @@ and that starts from the max softmax, turns this into a calibrated probability.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from ml_debugger.core.evaluation.error_model.head import Head
 from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 from ml_debugger.core.evaluation.substitute import Substitute
+
+if TYPE_CHECKING:
+    from ml_debugger.core.evaluation.bootstrap import Score
 
 __all__ = ["NOT_FINITE", "Answers", "Asked", "ErrorModel", "Estimates", "Observations"]
 
@@ -41,6 +44,8 @@ class Estimates:
         shares: Plausibility of each class given that the prediction is wrong, (n, K), float32;
             0 for the predicted class; rows add up to 1, to 0 where there is no other class.
         plausible: The class that the features alone speak for, (n,), int32.
+        as_new: What `error_proba` would be of a new unit with the same evidence, (n,), float32:
+            what units of which the labels are known compare with others by.
         answers: What is thought of the ways in which they can be wrong; None for a task that
             names none.
     """
@@ -50,6 +55,7 @@ class Estimates:
     unstable: NDArray[np.bool_]
     shares: NDArray[np.float32]
     plausible: NDArray[np.int32]
+    as_new: NDArray[np.float32]
     answers: Answers | None = None
 
     def __len__(self) -> int:
@@ -63,6 +69,7 @@ class Estimates:
             unstable=self.unstable[rows],
             shares=self.shares[rows],
             plausible=self.plausible[rows],
+            as_new=self.as_new[rows],
             answers=None if self.answers is None else self.answers.take(rows),
         )
 
@@ -117,15 +124,16 @@ class Remoteness(NamedTuple):
 class ErrorModel:
     """An estimator of errors, fitted once and applied to any units of the same model.
 
-    Non-finite features, scores or logits are never repaired in silence: such units take no part
-    in the fit. They still get finite estimates out of what is finite about them, with an
-    `error_proba` of at least the evaluated error rate, an `outlier` p-value of `NOT_FINITE`, and
-    `unstable` set.
+    Non-finite features, scores, logits or other outputs, such as the corners of a box, are never
+    repaired in silence: such units take no part in the fit. They still get finite estimates out of
+    what is finite about them, with an `error_proba` of at least the evaluated error rate, an
+    `outlier` p-value of `NOT_FINITE`, and `unstable` set.
 
     Attributes:
         n_class: K; a label outside 0..K-1 means "none of the model's classes".
         layers: Aliases of the layers in use.
         aspects: Names of the ways to be wrong that it knows.
+        of_logits: Whether predictions and scores follow from the logits; see `Sources`.
         notes: Sentences that a user should read beside the estimates.
     """
 
@@ -143,6 +151,7 @@ class ErrorModel:
         self.n_class = sources.n_class
         self.layers = tuple(sources.layers)
         self.aspects = () if aspects is None else tuple(aspects.heads)
+        self.of_logits = sources.of_logits
         self.notes = notes
         self._sources = sources
         self._head = head
@@ -193,7 +202,7 @@ class ErrorModel:
 
         Raises:
             InputError: The lengths do not fit.
-            NothingToEvaluateError: No unit is finite in features, score and logits.
+            NothingToEvaluateError: No unit is finite.
         """
         fitted = fit(
             observations,
@@ -214,7 +223,9 @@ class ErrorModel:
             notes=fitted.notes,
             aspects=fitted.aspects,
         )
-        estimates = _estimates(fitted.evidence, fitted.error_proba, outlier, fitted.answers)
+        estimates = _estimates(
+            fitted.evidence, fitted.error_proba, fitted.as_new, outlier, fitted.answers
+        )
         back = np.full(len(observations), -1, np.int64)
         back[fitted.rows] = np.arange(len(fitted.rows))
         left_out = np.flatnonzero(back < 0)
@@ -233,7 +244,7 @@ class ErrorModel:
         estimates: Estimates,
         *,
         rows: Integers,
-        held_out: Array,
+        held_out: "Score",
         note: str,
     ) -> tuple["ErrorModel", Estimates]:
         """Take the error probability of a baseline in place of this model's; the rest stays.
@@ -243,7 +254,7 @@ class ErrorModel:
             observations: As given to `fit`.
             estimates: As returned by `fit`, in the same order.
             rows: Positions of the units that the baseline was fitted to, shape (m,).
-            held_out: Their error probability by the other folds, shape (m,).
+            held_out: Their risks and error probabilities by the other folds, m of them.
             note: What a user should know about it.
 
         Returns:
@@ -259,11 +270,13 @@ class ErrorModel:
             aspects=self._aspects,
         )
         error_proba = substitute(observations)
-        error_proba[rows] = held_out
+        as_new = error_proba.copy()
+        error_proba[rows] = held_out.proba
+        as_new[rows] = substitute.platt(held_out.risk)
         # The fit marked so what is broken, in layers that are not in use too.
         broken = estimates.outlier <= np.float32(NOT_FINITE)
         answers = None if estimates.answers is None else estimates.answers.agreeing(error_proba)
-        changed = replace(estimates, error_proba=error_proba, answers=answers)
+        changed = replace(estimates, error_proba=error_proba, as_new=as_new, answers=answers)
         return model, model._flagged(changed, broken)
 
     def estimate(self, observations: Observations) -> Estimates:
@@ -287,17 +300,24 @@ class ErrorModel:
             error_proba = self._head(evidence.columns)
         if answers is not None:
             answers = answers.agreeing(error_proba)
-        estimates = _estimates(evidence, error_proba, outlier, answers)
+        estimates = _estimates(evidence, error_proba, error_proba, outlier, answers)
         return self._flagged(estimates, ~self._sources.finite(observations))
 
     def _flagged(self, estimates: Estimates, broken: NDArray[np.bool_]) -> Estimates:
         """Mark units that hold non-finite values."""
         if not broken.any():
             return estimates
-        at_least = np.maximum(estimates.error_proba, np.float32(self._error_rate))
+        rate = np.where(broken, np.float32(self._error_rate), np.float32(0))
+        error_proba = np.maximum(estimates.error_proba, rate)
+        answers = estimates.answers
+        if answers is not None:
+            raised = answers.take(broken).agreeing(error_proba[broken])
+            answers = answers.with_rows(broken, raised)
         return replace(
             estimates,
-            error_proba=np.where(broken, at_least, estimates.error_proba),
+            error_proba=error_proba,
+            as_new=np.maximum(estimates.as_new, rate),
+            answers=answers,
             outlier=np.where(broken, np.float32(NOT_FINITE), estimates.outlier),
             unstable=estimates.unstable | broken,
         )
@@ -342,6 +362,7 @@ class ErrorModel:
             "error_rate": self._error_rate,
             "substitute": None if self._substitute is None else self._substitute.settings(),
             "statistics": self._sources.statistics,
+            "of_logits": self.of_logits,
             "aspects": None if self._aspects is None else self._aspects.settings(),
         }
 
@@ -374,6 +395,8 @@ class ErrorModel:
             temperature=settings["temperature"],
             has_score=settings["has_score"],
             statistics=settings.get("statistics", 0),
+            # Results of earlier versions do not say it; only boxes were asked about in aspects.
+            of_logits=settings.get("of_logits", settings.get("aspects") is None),
         )
         scaled = Head(arrays["head.centre"], arrays["head.inverse"], np.zeros(0), 0.0)
         head = scaled.with_learnt(_below("head.", arrays), settings["intercept"])
@@ -404,6 +427,7 @@ def _below(start: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _estimates(
     evidence: Evidence,
     error_proba: NDArray[np.float32],
+    as_new: NDArray[np.float32],
     outlier: Floats,
     answers: Answers | None,
 ) -> Estimates:
@@ -413,5 +437,6 @@ def _estimates(
         unstable=evidence.unstable,
         shares=evidence.shares,
         plausible=evidence.plausible,
+        as_new=as_new,
         answers=answers,
     )

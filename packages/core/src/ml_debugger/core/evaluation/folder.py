@@ -1,9 +1,10 @@
 """The folder a result is saved in: what it holds, and how it becomes visible whole or not at all.
 
-`result.json` (everything scalar), `model.safetensors` (the error model's arrays),
-`units.parquet` (one row an evaluated unit) and, of tasks whose inputs have several units,
-`truths.parquet` (one row an actual unit) and `inputs.parquet` (one row an input). Nothing in it is
-executable, so a folder from a stranger is safe to open.
+`result.json` (everything scalar), `model.safetensors` (the error model's arrays, and what it would
+say of the evaluated units if they were new), `units.parquet` (one row an evaluated unit) and, of
+tasks whose inputs have several units, `truths.parquet` (one row an actual unit) and
+`inputs.parquet` (one row an input). Nothing in it is executable, so a folder from a stranger is
+safe to open.
 """
 
 import json
@@ -30,6 +31,9 @@ ARRAYS = "model.safetensors"
 UNITS = "units.parquet"
 TRUTHS = "truths.parquet"
 INPUTS = "inputs.parquet"
+
+#: The array that `SavedResult.as_new` is read from.
+AS_NEW = "evaluated.as_new"
 
 
 class _Frozen(BaseModel):
@@ -220,7 +224,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """Read the error model's arrays."""
+    """Read the error model's arrays, and `AS_NEW`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

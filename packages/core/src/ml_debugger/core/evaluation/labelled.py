@@ -113,7 +113,7 @@ class LabelledUnits:
             score=self.score[rows],
             logits=read("logits") if self._has_logits else None,
             statistics=read("statistics") if self._has_statistics else None,
-        )
+        ).recorded_as(self.finite[rows])
 
     def column(self, name: str) -> Array:
         """Return a predicted scalar column of all units."""

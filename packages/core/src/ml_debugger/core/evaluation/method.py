@@ -126,7 +126,8 @@ def save(
     with saved.being_written(place) as draft:
         table = units_table(units, estimated, schema)
         extra = {saved.TRUTHS: units.truths(), saved.INPUTS: estimated.inputs}
-        saved.write(draft, manifest, estimated.model.arrays(), table, extra)
+        arrays = estimated.model.arrays() | {saved.AS_NEW: estimated.as_new[units.judged]}
+        saved.write(draft, manifest, arrays, table, extra)
     try:
         store.drop_estimates(name)  # of an evaluation that was killed before it was done
         for part in units.parts:

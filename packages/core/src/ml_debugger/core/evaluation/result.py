@@ -242,7 +242,8 @@ class Result(SavedResult):
 
         Returns:
             A frame with the columns `figure`, `this`, `other`, `difference` (other minus this) and
-            `better` (true where the other result is better).
+            `better` (true where the other result is better). A detector's also tell how many true
+            boxes are missed.
         """
         from ml_debugger.core.evaluation.comparison import compare
 
@@ -252,11 +253,12 @@ class Result(SavedResult):
         """Follow the units that both results hold from here to another result.
 
         What comes back tells which zone went where, which units broke (`regressions`) or were
-        fixed, how the confusions changed (`confusion`, `classes`), and whether all of that could
-        be chance (`p_value`).
+        fixed, which inputs got worse (`inputs`), how the confusions changed (`confusion`,
+        `classes`), and whether all of that could be chance (`p_value`). Of a detector, units are
+        true boxes with what found them, and false alarms.
 
         Raises:
-            InputError: The results share no input.
+            InputError: The results share no input, or are of two tasks.
         """
         from ml_debugger.core.evaluation.comparison import flow
 

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ml_debugger.core.evaluation import folder as files
 from ml_debugger.core.evaluation.frames import as_frame
@@ -131,6 +133,15 @@ class SavedResult:
         return ErrorModel.restore(files.read_arrays(self.folder), self.manifest.error_model)
 
     @cached_property
+    def as_new(self) -> NDArray[np.float32] | None:
+        """What `error_proba` would be of new units like the evaluated ones, one value a unit.
+
+        Out of fold as theirs is, and then corrected as that of a new unit: so it is what new ones
+        compare with. None in results of earlier versions.
+        """
+        return files.read_arrays(self.folder).get(files.AS_NEW)
+
+    @cached_property
     def _units(self) -> pa.Table:
         return files.read_table(self.folder, files.UNITS)
 
@@ -185,7 +196,8 @@ class SavedResult:
         rules = self.rules.model_dump(mode="json")["rules"]
         try:
             place.mkdir(parents=True, exist_ok=True)
-            arrays = save(files.read_arrays(self.folder))
+            own = self.estimator.arrays().items()
+            arrays = save({name: np.ascontiguousarray(values) for name, values in own})
             (place / edge.ARRAYS).write_bytes(arrays)
             settings = edge.settings_of(
                 self.estimator, rules, self.result_name, self.layers, arrays

@@ -41,7 +41,7 @@ def observed(column: Callable[[str], Array | None], layers: Mapping[str, str]) -
         score=np.asarray(score, np.float32),
         logits=column("logits"),
         statistics=statistics,
-    )
+    ).recorded_as(column("finite"))
 
 
 def judge(column: Callable[[str], Array | None], result: "Result") -> dict[str, Array]:

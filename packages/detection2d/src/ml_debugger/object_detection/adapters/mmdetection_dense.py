@@ -17,6 +17,7 @@ from ml_debugger.object_detection.adapters.mmdetection import (
 from ml_debugger.object_detection.adapters.torchvision_rcnn import as_computed
 from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import HeadRows
+from ml_debugger.object_detection.pooling import pick_cells
 
 #: Where a one-stage head keeps its last classification layer, and whether its boxes have another
 #: score than the one that its threshold goes by. Of several that fit, the first.
@@ -198,7 +199,4 @@ def _probabilities(head: Any, logits: Tensor) -> Tensor:
 
 
 def _features_at(maps: Sequence[Tensor], a_cell: int) -> Any:
-    """Take the cells of rows from the maps (channel, height, width) of all levels."""
-    return lambda rows: {
-        "class": torch.cat([one.flatten(1) for one in maps], 1)[:, rows // a_cell].T.float()
-    }
+    return lambda rows: {"class": pick_cells(maps, rows, [a_cell] * len(maps))}

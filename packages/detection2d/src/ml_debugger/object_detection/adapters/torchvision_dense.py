@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from ml_debugger.object_detection.adapters.torchvision_rcnn import (
 )
 from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import HeadRows, ImageOutput, NMSConfig
+from ml_debugger.object_detection.pooling import pick_cells
 
 _CLASSIFIER = "head.classification_head"
 
@@ -69,7 +69,7 @@ class _TorchvisionDense(DetectionAdapter):
                             sizes[i],
                         ).float(),
                         logits[i],
-                        _features([level[i] for level in maps], rows, a_cell),
+                        _features([level[i] for level in maps], a_cell),
                     ),
                     sizes[i],
                 )
@@ -220,24 +220,6 @@ def _by_level(
 
 
 def _features(
-    maps: Sequence[Tensor], rows: Sequence[int], a_cell: Sequence[int]
+    maps: Sequence[Tensor], a_cell: Sequence[int]
 ) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """Give the vectors (n, channel) of some rows of one image from its levels' maps.
-
-    Args:
-        maps: Each level's, shape (channel, height, width).
-        rows: How many each level has.
-        a_cell: How many of them each of its cells has.
-    """
-
-    def gather(wanted: Tensor) -> Mapping[str, Tensor]:
-        found = torch.zeros((len(wanted), max(map(len, maps))), device=wanted.device)
-        starts = accumulate(rows, initial=0)
-        for level, start, count, n in zip(maps, starts, rows, a_cell, strict=False):
-            here = ((start <= wanted) & (wanted < start + count)).nonzero().squeeze(1)
-            cells = (wanted[here] - start) // n
-            vectors = level.flatten(1).index_select(1, cells).T.float()
-            found[here, : len(level)] = vectors.contiguous()  # twice as fast to put in place
-        return {"cls": found}
-
-    return gather
+    return lambda rows: {"cls": pick_cells(maps, rows, a_cell)}

@@ -18,6 +18,7 @@ from ml_debugger.object_detection.output import (
     NMSConfig,
     Placement,
 )
+from ml_debugger.object_detection.pooling import pick_cells
 
 _KINDS = ("Detect", "v10Detect", "RTDETRDecoder")
 #: What `predict` takes for `conf` where a call names none, whatever `model.overrides` says.
@@ -299,8 +300,7 @@ def _seen(result: Any) -> Detections:
 
 
 def _features_at(maps: Sequence[Tensor]) -> Any:
-    """Take anchors' cells from the maps (channel, height, width) of all levels."""
-    return lambda rows: {"class": torch.cat([one.flatten(1) for one in maps], 1)[:, rows].T}
+    return lambda rows: {"class": pick_cells(maps, rows, [1] * len(maps))}
 
 
 def _features_of(queries: Tensor) -> Any:

@@ -63,6 +63,19 @@ class Answers(NamedTuple):
         names = first.aspects
         return cls({n: np.concatenate([p.aspects[n] for p in parts]) for n in names}, kinds)
 
+    def with_rows(self, rows: Array, other: "Answers") -> "Answers":
+        """Return the same with some units, by mask (n,), bool, answered otherwise."""
+
+        def put(values: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+            changed = values.copy()
+            changed[rows] = others
+            return changed
+
+        aspects = {name: put(values, other.aspects[name]) for name, values in self.aspects.items()}
+        if self.kinds is None or other.kinds is None:
+            return Answers(aspects, None)
+        return Answers(aspects, put(self.kinds, other.kinds))
+
     def agreeing(self, error_proba: Array) -> "Answers":
         """Return the same with the chances of errors scaled to add up to those of any error.
 
@@ -177,8 +190,11 @@ class Aspects:
         *,
         anchor: int,
         free: int,
-    ) -> tuple["Aspects", Answers]:
+    ) -> tuple["Aspects", Answers, NDArray[np.float32]]:
         """Fit a head for each aspect, and tell what each unit's other folds say of it.
+
+        Also returns the probability that a unit is wrong in one of the aspects as that of a new
+        unit would be told, shape (n,), float32; see `CrossFitted`.
 
         Args:
             columns: Evidence, shape (n, c).
@@ -188,15 +204,16 @@ class Aspects:
             anchor: As in `Head.fit`.
             free: As in `Head.fit`.
         """
-        heads, told = {}, {}
+        heads, told, as_new = {}, {}, {}
         for name, values in asked.aspects.items():
             among, wrong = values >= 0, values > 0
             few = min(int(wrong.sum()), int((among & ~wrong).sum())) < _FEW
-            heads[name], told[name] = scaled.cross_fit(
+            heads[name], told[name], as_new[name] = scaled.cross_fit(
                 columns, wrong, folds, anchor=anchor, only_anchor=few, free=free, among=among
             )
+        wrong_in_any = Answers(as_new, None).wrong_in_any
         if asked.kind is None:
-            return cls(heads, None), Answers(told, None)
+            return cls(heads, None), Answers(told, None), wrong_in_any
         evidence, errors = scaled.scale(columns), asked.kind > 0
         kinds = Kinds.fit(evidence[errors], asked.kind[errors], asked.kinds)
         shares = np.empty((len(columns), asked.kinds - 1))
@@ -205,7 +222,8 @@ class Aspects:
             others = errors & ~inside
             part = Kinds.fit(evidence[others], asked.kind[others], asked.kinds)
             shares[inside] = part(evidence[inside])
-        return cls(heads, kinds), Answers(told, _joint(next(iter(told.values())), shares))
+        answers = Answers(told, _joint(next(iter(told.values())), shares))
+        return cls(heads, kinds), answers, wrong_in_any
 
     def answer(self, columns: Floats) -> Answers:
         """Say what evidence of shape (n, c) means."""

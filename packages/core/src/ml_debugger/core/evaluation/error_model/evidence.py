@@ -1,7 +1,7 @@
 """The evidence of all layers and of the class vector, gathered unit by unit."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ class Observations:
         logits: Class vectors, shape (n, K), or None for tasks without.
         statistics: What else is known of each unit, shape (n, s), or None. Unlike other evidence
             it may count for a prediction as well as against; what is not finite says nothing.
+        sound: False where something of a unit that is not here, such as its box, is not finite,
+            shape (n,), bool; None: all are. See `recorded_as`.
     """
 
     features: Mapping[str, Array]
@@ -43,9 +45,37 @@ class Observations:
     score: NDArray[np.float32]
     logits: Array | None = None
     statistics: Array | None = None
+    sound: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.prediction)
+
+    def recorded_as(self, finite: Array | None) -> "Observations":
+        """Return the same, knowing which units were recorded as finite, shape (n,), or None.
+
+        What is here is looked at by itself, since a layer may be left out; so a unit that was not
+        recorded as finite is unsound only if all of it that is here is finite.
+        """
+        if finite is None or np.all(finite):
+            return self
+        rows = np.flatnonzero(~np.asarray(finite, np.bool_))
+        sound = np.ones(len(self), np.bool_)
+        sound[rows] = ~self.take(rows).finite(self.features, logits=True)
+        return replace(self, sound=sound)
+
+    def finite(self, layers: Iterable[str], *, logits: bool) -> NDArray[np.bool_]:
+        """Tell which units are finite in some layers, the score and what is not here, shape (n,).
+
+        Args:
+            layers: Aliases of the layers.
+            logits: Whether to look at the logits too, where there are any.
+        """
+        finite = np.isfinite(self.score)
+        for alias in layers:
+            finite &= finite_rows(self.features[alias])
+        if logits and self.logits is not None:
+            finite &= finite_rows(self.logits)
+        return finite if self.sound is None else finite & self.sound
 
     def take(self, rows: Array) -> "Observations":
         """Return some units, by position (m,), int64, or by mask (n,), bool."""
@@ -55,6 +85,7 @@ class Observations:
             score=self.score[rows],
             logits=None if self.logits is None else self.logits[rows],
             statistics=None if self.statistics is None else self.statistics[rows],
+            sound=None if self.sound is None else self.sound[rows],
         )
 
 
@@ -103,6 +134,8 @@ class Sources:
         n_class: Number of classes, K.
         temperature: By which class vectors are divided; None where there are none.
         has_score: Whether the score says something that the class vector does not.
+        of_logits: Whether the predictions are the classes of the largest logits, and the scores
+            their softmax, so that neither need be given beside the logits.
         statistics: How many statistics there are of a unit.
     """
 
@@ -112,6 +145,7 @@ class Sources:
     temperature: float | None
     has_score: bool
     statistics: int = 0
+    of_logits: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,12 +188,7 @@ class Sources:
 
     def finite(self, observations: Observations) -> NDArray[np.bool_]:
         """Tell which units are finite in all that these sources look at, shape (n,)."""
-        finite = np.isfinite(observations.score)
-        for alias in self.layers:
-            finite &= finite_rows(observations.features[alias])
-        if self.temperature is not None and observations.logits is not None:
-            finite &= finite_rows(observations.logits)
-        return finite
+        return observations.finite(self.layers, logits=self.temperature is not None)
 
     def gather(
         self,

@@ -22,7 +22,7 @@ from ml_debugger.core.evaluation.error_model.folds import (
     canonical_order,
     choose_references,
 )
-from ml_debugger.core.evaluation.error_model.head import Head, fit_temperature
+from ml_debugger.core.evaluation.error_model.head import CrossFitted, Head, fit_temperature
 from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import (
     Array,
@@ -47,6 +47,7 @@ class Fitted(NamedTuple):
         rows: The units that took part, shape (m,): those that are finite.
         evidence: About them, each without its own label.
         error_proba: Of them, each by a head fitted to other units, shape (m,), float32.
+        as_new: The same as that of a new unit would be told; see `CrossFitted`.
         error_rate: Smoothed share of errors among them.
         notes: What a user should know about the fit.
         aspects: What was learnt beyond right and wrong, or None.
@@ -58,6 +59,7 @@ class Fitted(NamedTuple):
     rows: Integers
     evidence: Evidence
     error_proba: NDArray[np.float32]
+    as_new: NDArray[np.float32]
     error_rate: float
     notes: tuple[str, ...]
     aspects: Aspects | None = None
@@ -109,15 +111,16 @@ def prepare(
     """Choose, order and split the units of a fit; see `ErrorModel.fit` for the arguments."""
     _check_lengths(observations, target, groups)
     observations, notes = _usable(observations)
-    rows = np.flatnonzero(_finite(observations))
+    rows = np.flatnonzero(observations.finite(observations.features, logits=True))
     if len(rows) == 0:
         raise NothingToEvaluateError(
-            "no unit is finite in features, score and logits; look at the recorded layers"
+            "no unit is finite in features, score, logits and its other outputs; look at the "
+            "recorded layers"
         )
     if len(rows) < len(observations):
         notes.append(
             f"{len(observations) - len(rows)} of {len(observations)} units have non-finite "
-            "features, scores or logits and were left out of the fit"
+            "features, scores, logits or other outputs and were left out of the fit"
         )
     n_class = _n_class(observations, target, n_class)
     units = _units(observations, target, groups, rows, n_class, seed)
@@ -158,14 +161,23 @@ def fit(
 
     statistics = 0 if observations.statistics is None else observations.statistics.shape[1]
     opinion = _model_opinion(observations, units)
-    sources = Sources(layers, references, n_class, *opinion, statistics=statistics)
+    sources = Sources(
+        layers,
+        references,
+        n_class,
+        temperature=opinion.temperature,
+        has_score=opinion.has_score,
+        statistics=statistics,
+        of_logits=opinion.of_logits and not (asked is not None and asked.aspects),
+    )
     evidence = _crossed_evidence(
         sources, observations, units, crossed, units.groups[chosen], progress
     )
-    head, error_proba, more = _combine(evidence.columns, units, sources.anchor, statistics)
+    combined, more = _combine(evidence.columns, units, sources.anchor, statistics)
+    head, error_proba, as_new = combined
     aspects = answers = None
     if asked is not None and asked.aspects:
-        aspects, answers = Aspects.fit(
+        aspects, answers, together_as_new = Aspects.fit(
             evidence.columns,
             asked.take(units.rows),
             units.folds,
@@ -175,7 +187,8 @@ def fit(
         )
         together = answers.wrong_in_any
         if nll(together, units.wrong) < nll(error_proba, units.wrong):
-            aspects, error_proba = replace(aspects, leads=True), together
+            aspects = replace(aspects, leads=True)
+            error_proba, as_new = together, together_as_new
         else:
             answers = answers.agreeing(error_proba)
     progress(1.0)
@@ -186,6 +199,7 @@ def fit(
         units.rows,
         evidence,
         error_proba,
+        as_new,
         rate,
         (*notes, *more),
         aspects,
@@ -204,13 +218,6 @@ def _check_lengths(observations: Observations, target: Integers, groups: Integer
     for name, length in lengths.items():
         if length != n:
             raise InputError(f"{name}: expected {n} rows, one for each prediction, got {length}")
-
-
-def _finite(observations: Observations) -> NDArray[np.bool_]:
-    finite = np.isfinite(observations.score)
-    for values in observations.features.values():
-        finite &= finite_rows(values)
-    return finite if observations.logits is None else finite & finite_rows(observations.logits)
 
 
 def _usable(observations: Observations) -> tuple[Observations, list[str]]:
@@ -281,15 +288,26 @@ def _discriminants(
     return full, [Discriminant.fit(whole - part, possible=possible) for part in parts]
 
 
-def _model_opinion(observations: Observations, units: Units) -> tuple[float | None, bool]:
-    """Return the temperature, and whether the score says more than the class vector."""
+class _Opinion(NamedTuple):
+    """What the model itself says of the units; see `Sources`."""
+
+    temperature: float | None
+    has_score: bool
+    of_logits: bool
+
+
+def _model_opinion(observations: Observations, units: Units) -> _Opinion:
     logits = observations.logits
     if logits is None:
-        return None, True
+        return _Opinion(None, has_score=True, of_logits=False)
     temperature = _temperature(logits, units, np.ones(len(units.rows), np.bool_))
     some = units.rows[:4096]
-    largest = np.exp(log_softmax(logits[some].astype(np.float64)).max(axis=1))
-    return temperature, bool(np.abs(largest - observations.score[some]).mean() > 0.02)
+    vectors, said = logits[some].astype(np.float64), observations.prediction[some]
+    largest = np.exp(log_softmax(vectors).max(axis=1))
+    has_score = bool(np.abs(largest - observations.score[some]).mean() > 0.02)
+    # By value, since of two that are equally large either may be predicted.
+    own = vectors[np.arange(len(some)), np.clip(said, 0, vectors.shape[1] - 1)]
+    return _Opinion(temperature, has_score, not has_score and bool((own == vectors.max(1)).all()))
 
 
 def _temperature(logits: Array, units: Units, chosen: NDArray[np.bool_]) -> float:
@@ -339,7 +357,7 @@ def _crossed_evidence(
 
 def _combine(
     columns: Floats, units: Units, anchor: int, free: int
-) -> tuple[Head, NDArray[np.float32], list[str]]:
+) -> tuple[CrossFitted, list[str]]:
     """Fit the head, and for each fold one to the units outside it for the units inside."""
     errors, n = int(units.wrong.sum()), len(units.wrong)
     notes = []
@@ -351,7 +369,7 @@ def _combine(
             f"only {count} {which if count != 1 else which[:-1]} among {n} units: error_proba is "
             "the calibrated max softmax alone; evaluate more labelled units"
         )
-    head, error_proba = Head.scaled_to(columns).cross_fit(
+    combined = Head.scaled_to(columns).cross_fit(
         columns, units.wrong, units.folds, anchor=anchor, only_anchor=few, free=free
     )
-    return head, error_proba, notes
+    return combined, notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +175,7 @@ class Head:
         only_anchor: bool,
         free: int,
         among: NDArray[np.bool_] | None = None,
-    ) -> tuple["Head", NDArray[np.float32]]:
+    ) -> "CrossFitted":
         """Fit to all units, and tell of each what heads say that were fitted to other folds.
 
         Probabilities are corrected where that makes those of other folds more likely.
@@ -201,8 +201,10 @@ class Head:
         corrected = None if only_anchor else Correction.held_out(proba, wrong, folds, among)
         outcome = wrong[among]
         if corrected is None or nll(corrected[among], outcome) >= nll(proba[among], outcome):
-            return whole, proba
-        return replace(whole, correction=Correction.fit(proba[among], outcome)), corrected
+            return CrossFitted(whole, proba, proba)
+        correction = Correction.fit(proba[among], outcome)
+        assert correction is not None  # there are enough outcomes without a fold, too
+        return CrossFitted(replace(whole, correction=correction), corrected, correction(proba))
 
     def arrays(self) -> dict[str, Array]:
         """Return what was learnt, by name; `intercept` is all there is beside it."""
@@ -221,6 +223,21 @@ class Head:
             intercept,
             None if curve is None else Correction(curve[0], curve[1]),
         )
+
+
+class CrossFitted(NamedTuple):
+    """A head, and what heads fitted to the other folds say of the units that it was fitted to.
+
+    Attributes:
+        head: Fitted to all units.
+        proba: Of each unit, corrected by the other folds, shape (n,), float32.
+        as_new: The same, corrected as that of a new unit would be, shape (n,), float32. What two
+            corrections make of the same units is not alike, so only this compares with new ones.
+    """
+
+    head: Head
+    proba: NDArray[np.float32]
+    as_new: NDArray[np.float32]
 
 
 def logistic(

@@ -112,7 +112,9 @@ def _draw_borders(
         figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line)
         text = " ".join(symbols)
         # Beside the map where the outline touches its edge, so that no cell is hidden.
-        if y1 == top:
+        if y1 == top and x0 > 0:  # at its other end: its near one may be close to another's
+            _mark(figure, text, x1, y1, xanchor="right", yanchor="bottom")
+        elif y1 == top:
             _mark(figure, text, x0, y1, xanchor="left", yanchor="bottom")
         elif x1 == right:
             _mark(figure, text, x1, (y0 + y1) / 2, xanchor="left", yanchor="middle")
