@@ -14,7 +14,7 @@ from ml_debugger.core.store import Store
 from ml_debugger.object_detection.ground_truth import read_ground_truth
 from ml_debugger.object_detection.output import DetectionOutput
 from ml_debugger.object_detection.schema import SCHEMA
-from ml_debugger.object_detection.tracer import _actual, _units
+from ml_debugger.object_detection.tracer import _actual, _predicted
 
 VERSION = ModelVersion("boxes", "v1")
 
@@ -53,7 +53,7 @@ def make_result(
                 size=size,
             )
         )
-        features.append({"head": torch.randn(len(boxes), 4, generator=generator)})
+        features.append(torch.randn(len(boxes), 4, generator=generator))
         places = [box for box, _ in one.true] + list(one.crowd)
         labels = [label for _, label in one.true] + [1] * len(one.crowd)
         crowd = [False] * len(one.true) + [True] * len(one.crowd)
@@ -64,7 +64,7 @@ def make_result(
                 "iscrowd": torch.tensor(crowd),
             }
         )
-    predicted = _units(outputs, features, {"head": "head"})
+    predicted = _predicted(outputs, {"head": features})
     unknown = {name: [None] * len(images) for name in ("image_height", "image_width")}
     batch = Batch(
         input_ids=list(images),

@@ -169,7 +169,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], Any, str]] = {
     # a parser of one's own
     "a parser that returns nothing": (lambda b: parsed(b, None), TypeError, "DetectionOutput"),
     "a parser that returns dicts": (lambda b: parsed(b, [{}, {}]), TypeError, "DetectionOutput"),
-    "outputs of three images for two": (lambda b: parsed(b, [DetectionOutput.empty()] * 3), TypeError, "3 images"),
+    "outputs of three images for two": (lambda b: parsed(b, [DetectionOutput.empty()] * 3), TypeError, "3 inputs"),
     "scores of another number": (
         lambda b: parsed(b, [DetectionOutput(torch.zeros(2, 4), torch.zeros(3), torch.zeros(2).long())] * 2), TypeError, "scores"),
     # queries

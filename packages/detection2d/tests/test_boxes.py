@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ml_debugger.core.detection.pairs import Pairs
 from ml_debugger.core.errors import InputError
 from ml_debugger.object_detection import boxes
-from ml_debugger.object_detection.boxes import Pairs, covered, iou, overlaps, sound
+from ml_debugger.object_detection.boxes import covered, iou, overlaps, sound
 
 from . import slow_matching as slow
 

@@ -15,12 +15,13 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from ml_debugger.core.cli import app
+from ml_debugger.core.detection.following import OUTCOMES
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.records import Units
 from ml_debugger.core.task import Task
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.object_detection.following import OUTCOMES, follow
+from ml_debugger.object_detection.following import follow
 from ml_debugger.object_detection.task import ObjectDetectionTask
 from ml_debugger.training import ObjectDetectionTracer
 

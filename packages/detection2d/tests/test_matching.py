@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_debugger.core.detection import pairs
+from ml_debugger.core.detection.matching import KINDS, match, match_boxes
+from ml_debugger.core.detection.pairs import Pairs
 from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection import boxes
-from ml_debugger.object_detection.boxes import Pairs, overlaps
-from ml_debugger.object_detection.matching import KINDS, match, match_boxes
+from ml_debugger.object_detection.boxes import GEOMETRY, overlaps
 
 from . import slow_matching as slow
 
@@ -22,6 +23,7 @@ def run(images, **thresholds):
     n, m = ([len(image[i]) for image in images] for i in (0, 3))
     boxes, truth_boxes = (np.array(columns[i], np.float32).reshape(-1, 4) for i in (0, 3))
     return match_boxes(
+        GEOMETRY,
         boxes,
         np.array(columns[1], np.float32),
         np.array(columns[2], np.int64),
@@ -219,9 +221,9 @@ def test_threshold_out_of_range_is_refused(aligned, matched):
 )
 def test_what_does_not_fit_is_refused(change, message):
     fitting = [[[0, 0, 1, 1]], [0.5], [1], [1], [[0, 0, 1, 1]], [1], [1], [False]]
-    assert kinds_of(match_boxes(*fitting)) == ["A"]
+    assert kinds_of(match_boxes(GEOMETRY, *fitting)) == ["A"]
     with pytest.raises(InputError, match=message):
-        match_boxes(*(change.get(i, one) for i, one in enumerate(fitting)))
+        match_boxes(GEOMETRY, *(change.get(i, one) for i, one in enumerate(fitting)))
 
 
 def test_overlap_may_mean_anything():
@@ -326,7 +328,7 @@ def by_image(found, some):
 def test_fast_is_as_slow(some, limits, cells):
     aligned, matched = limits
     with pytest.MonkeyPatch.context() as patch:  # however few images make a group
-        patch.setattr(boxes, "_GROUP", cells)
+        patch.setattr(pairs, "_GROUP", cells)
         found = by_image(run(some, aligned=aligned, matched=matched), some)
     for one, image in zip(found, some, strict=True):
         expected = slow.match_image(*image, aligned=aligned, matched=matched)

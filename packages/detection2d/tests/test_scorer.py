@@ -18,7 +18,7 @@ from ml_debugger.core.store import Scope
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.object_detection.output import DetectionOutput
 from ml_debugger.object_detection.schema import SCHEMA
-from ml_debugger.object_detection.tracer import _units
+from ml_debugger.object_detection.tracer import _predicted
 from ml_debugger.training import ObjectDetectionTracer
 
 from . import small
@@ -122,8 +122,8 @@ def test_a_box_with_infinite_corners_is_never_safe(home, tmp_path, monkeypatch, 
         )
         for one in boxes(8, 1, infinite=[3]).values()
     ]
-    features = [{"head": torch.randn(1, 4, generator=generator)} for _ in outputs]
-    new = {k: v.numpy() for k, v in _units(outputs, features, {"head": "head"}).columns.items()}
+    features = {"head": [torch.randn(1, 4, generator=generator) for _ in outputs]}
+    new = {k: v.numpy() for k, v in _predicted(outputs, features).columns.items()}
     found = judge(new.get, result)
     fine = judge((new | {"finite": np.ones(8, bool)}).get, result)
     assert fine["error_proba"][3] < rate  # but for its corners, it looks safe

@@ -17,6 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import roi_align
 
 from ml_debugger.core import ModelVersion, Store
+from ml_debugger.core.detection import families
 from ml_debugger.core.errors import (
     InputError,
     LayerNotCapturedError,
@@ -26,7 +27,6 @@ from ml_debugger.core.errors import (
 from ml_debugger.data_filter import ObjectDetectionDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetectionLogger
-from ml_debugger.object_detection import adapters
 from ml_debugger.object_detection.adapters.torchvision_rcnn import TorchvisionRCNN
 from ml_debugger.object_detection.output import DetectionOutput, NMSConfig
 from ml_debugger.object_detection.statistics import NAMES
@@ -266,12 +266,11 @@ def test_an_adapter_of_another_package_is_asked_first(monkeypatch):
         def load(self) -> type[Mine]:
             return Mine
 
-    monkeypatch.setattr(adapters, "entry_points", lambda group: [Entry()])
-    adapters.adapters.cache_clear()
-    try:
-        assert adapters.adapter_of(small.faster_rcnn()).family == "mine"
-    finally:
-        adapters.adapters.cache_clear()
+    groups = []
+    monkeypatch.setattr(families, "entry_points", lambda group: groups.append(group) or [Entry()])
+    known = families.Families("a_group", [TorchvisionRCNN])
+    assert known.of(small.faster_rcnn()).family == "mine"
+    assert groups == ["a_group"]
 
 
 def evaluated(n=16):
@@ -439,7 +438,7 @@ def test_a_layer_of_the_head_is_the_boxes_whatever_its_alias():
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("roi_heads.box_roi_pool", "images"), ("rpn.anchor_generator", "tensors")]
+    ("path", "said"), [("roi_heads.box_roi_pool", "inputs"), ("rpn.anchor_generator", "tensors")]
 )
 def test_a_layer_that_does_not_belong_to_images_is_refused(path, said):
     model = small.faster_rcnn()
@@ -792,7 +791,7 @@ def boxes_with(**vectors: Any) -> DetectionOutput:
 )
 def test_vectors_are_of_every_image_with_boxes_or_of_none(vectors):
     (name,) = vectors
-    with pytest.raises(UnsupportedModelError, match=f"image 2 has no vectors.*0 has {name[:7]}"):
+    with pytest.raises(UnsupportedModelError, match=f"input 2 has no vectors.*0 has {name[:7]}"):
         parsed([boxes_with(**vectors), DetectionOutput.empty(), boxes_with()])
     parsed([DetectionOutput.empty(), boxes_with(**vectors), boxes_with(**vectors)])
     columns, counts = stored()

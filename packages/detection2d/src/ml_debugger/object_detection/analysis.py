@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
+from ml_debugger.core.detection.codes import NO_PREDICTION
+from ml_debugger.core.detection.pairs import Array, Bools, Floats, Integers
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.frames import FrameKind, as_frame, numbers, texts
 from ml_debugger.object_detection.average_precision import average_precision_50
-from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers
-from ml_debugger.object_detection.codes import NO_PREDICTION
 from ml_debugger.object_detection.costs import Costs
 from ml_debugger.object_detection.result_boxes import ResultBoxes, size_borders
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers, overlaps
+from ml_debugger.core.detection.pairs import Array, Bools, Floats, Integers
+from ml_debugger.object_detection.boxes import overlaps
 from ml_debugger.object_detection.result_boxes import Boxes, ResultBoxes
 
 if TYPE_CHECKING:

@@ -1,58 +1,27 @@
 """How far boxes overlap: two lists of them, or the boxes of many images at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ml_debugger.core.detection.pairs import (
+    Bools,
+    Floats,
+    Geometry,
+    Integers,
+    Pairs,
+    image_counts,
+)
 from ml_debugger.core.errors import InputError
 
-Array = NDArray[Any]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+#: Corners of a box, in pixels of the image that the model was given.
+CORNERS = ("x1", "y1", "x2", "y2")
 
 #: Pairs of boxes that are compared in one go: half a megabyte a number, which fits the cache.
 _CELLS = 1 << 16
-#: The same for the images of a group, which bounds what has to be held of their pairs.
-_GROUP = 1 << 21
 #: Most rows of an image in one go, so that an image with very many boxes fits as well.
 _ROWS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Boxes of two lists that overlap, in no particular order.
-
-    Attributes:
-        first: Position in the first list, shape (k,), int64.
-        second: Position in the second list, shape (k,), int64.
-        iou: Intersection over union, shape (k,), in (0, 1].
-        share_first: Share of the first box that lies in the second, shape (k,), in (0, 1].
-        share_second: Share of the second box that lies in the first, shape (k,), in (0, 1].
-    """
-
-    first: Integers
-    second: Integers
-    iou: Floats
-    share_first: Floats
-    share_second: Floats
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def __getitem__(self, which: Bools | Integers | slice) -> "Pairs":
-        """Return some of the pairs, by mask or by position."""
-        return Pairs(
-            self.first[which],
-            self.second[which],
-            self.iou[which],
-            self.share_first[which],
-            self.share_second[which],
-        )
 
 
 def sound(boxes: ArrayLike) -> Bools:
@@ -142,56 +111,9 @@ def overlaps(
     return Pairs(*(np.concatenate(one) for one in zip(*found, strict=True)))
 
 
-def box_array(boxes: ArrayLike) -> Array:
-    """Return boxes as an array of shape (n, 4); an empty list has none.
-
-    Raises:
-        InputError: They have another shape.
-    """
-    found = np.asarray(boxes)
-    if found.shape == (0,):
-        found = found.reshape(0, 4)
-    if found.ndim != 2 or found.shape[1] != 4:
-        raise InputError(f"boxes must have shape (n, 4), corners x1, y1, x2, y2; got {found.shape}")
-    return found
-
-
-def image_counts(counts: ArrayLike, of: Array) -> Integers:
-    """Return counts an image as int64, shape (images,), having checked that they add up.
-
-    Raises:
-        InputError: They are negative, or are not the counts of `of`.
-    """
-    found = np.asarray(counts, np.int64)
-    if found.ndim != 1 or found.min(initial=0) < 0 or found.sum() != len(of):
-        raise InputError(
-            f"counts of shape {found.shape} that add up to {found.sum()} for {len(of)} boxes, "
-            "scores or labels; give the number of boxes of each image, 0 for an image without one"
-        )
-    return found
-
-
-def image_groups(n: Integers, m: Integers) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut many images into groups whose boxes are compared together, at least one.
-
-    Args:
-        n: How many boxes of a first list each image has, shape (images,).
-        m: The same for a second list, which is compared with the first, as the first is with
-            itself.
-
-    Yields:
-        Slices of the images, of the first list and of the second.
-    """
-    group = np.cumsum(n * (n + m)) // _GROUP
-    starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(n)]
-    rows, columns = (np.append(0, np.cumsum(one)).tolist() for one in (n, m))
-    for a, b in pairwise(starts):
-        yield slice(a, b), slice(rows[a], rows[b]), slice(columns[a], columns[b])
-
-
 def _corners(boxes: ArrayLike) -> tuple[Floats, Floats]:
     """Return corners, shape (4, n), and areas, shape (n,); both 0 for a box without an area."""
-    corners = box_array(boxes).T.astype(np.float64)
+    corners = GEOMETRY.array(boxes).T.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         width, height = corners[2] - corners[0], corners[3] - corners[1]
         area: Floats = width * height
@@ -246,3 +168,7 @@ def _blocks(n_a: Integers, n_b: Integers) -> Iterator[tuple[Integers, Integers]]
 def _positions(start: Integers, count: Integers, none: int) -> Integers:
     step = np.arange(count.max())
     return np.where(step < count[:, None], start[:, None] + step, none)
+
+
+#: Boxes by their corners.
+GEOMETRY = Geometry(CORNERS, sound, overlaps)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ml_debugger.core.detection.pairs import Array, Bools, Floats, Integers
 from ml_debugger.object_detection.average_precision import (
     class_counts,
     in_turn,
     judged,
     precisions,
 )
-from ml_debugger.object_detection.boxes import Array, Bools, Floats, Integers, overlaps
+from ml_debugger.object_detection.boxes import overlaps
 from ml_debugger.object_detection.result_boxes import Boxes
 
 

@@ -1,22 +1,15 @@
-"""Which boxes of two versions are about the same thing: a true object, or a place with none."""
+"""Which boxes of two versions are about the same thing, where images may have been resized."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from ml_debugger.core.detection import following
+from ml_debugger.core.detection.pairs import Floats
 from ml_debugger.core.records import Array, Units, owners
-from ml_debugger.core.task import NOTHING, RIGHT, Things
-from ml_debugger.object_detection.boxes import Bools, Floats, Integers, Pairs, overlaps, sound
-from ml_debugger.object_detection.judging import boxes_of
-from ml_debugger.object_detection.matching import KINDS, match_boxes, one_to_one
-from ml_debugger.object_detection.schema import CORNERS
-
-#: What can become of a true object: right, of the wrong class, in the wrong place or missed; and of
-#: a place without one: a second box of an object, a box on background, or nothing.
-OUTCOMES = (RIGHT, "class", "place", "missed", "duplicate", "background", NOTHING)
-
-#: True boxes of a class are the same from this IoU on, so that rounding does not make two of one.
-_SAME = 0.95
+from ml_debugger.core.task import Things
+from ml_debugger.object_detection.boxes import CORNERS, GEOMETRY
 
 
 def follow(
@@ -29,185 +22,20 @@ def follow(
 ) -> Things:
     """Tell what became of each true object, and of each box beside them, in two versions.
 
-    Both versions are matched with the true boxes of the newer one. A true object is followed from
-    the best box of the one version to that of the other. The boxes that are no object's best, all
-    of them errors, are the same thing where their IoU is at least `aligned`: one to one, whatever
-    their class, the largest IoU first. Those without a partner have appeared or vanished.
-
-    Where the recorded sizes of an image differ, boxes are scaled to the newer one.
-
-    Args:
-        predicted: The boxes of some images in the older version, with the size of the images.
-        actual: The true boxes there.
-        other_predicted: The boxes of the same images in the newer version, likewise.
-        other_actual: The true boxes there.
-        aligned: See `ml_debugger.object_detection.matching.match`.
-        matched: Likewise.
+    Where the recorded sizes of an image differ, boxes are scaled to the newer one; the rest is
+    that of `ml_debugger.core.detection.following.follow`.
     """
     scale = _scale(predicted.inputs, other_predicted.inputs)
-    true = _True(other_actual)
-    this = _Version(predicted, scale, true, aligned, matched)
-    other = _Version(other_predicted, np.ones_like(scale), true, aligned, matched)
-    here, there = _partners(
-        this.boxes[this.rest], this.n_rest, other.boxes[other.rest], other.n_rest, aligned
-    )
-    here, there = np.append(this.rest, -1)[here], np.append(other.rest, -1)[there]
-    # a false alarm lies where the newer version has it, or else the older one
-    newer, which = there >= 0, np.where(there >= 0, there, here)
-    image = np.where(newer, _at(other.image, which), _at(this.image, which))
-    boxes = np.where(newer[:, None], _at(other.boxes, which), _at(this.boxes, which))
-    owner = np.concatenate([true.image[true.real], image])
-    order = np.argsort(owner, kind="stable")
-    corners = np.concatenate([true.boxes[true.real], boxes])[order]
-    pairs = ((this, here), (other, there))
-    units = [np.concatenate([one.found.by[true.real], rows])[order] for one, rows in pairs]
-    outcome = [np.concatenate([one.of_true(true), one.of_rest(rows)])[order] for one, rows in pairs]
-    return Things(
-        owner=owner[order],
-        label=np.concatenate([true.label[true.real], np.full(len(here), -1)])[order],
-        units=(units[0], units[1]),
-        outcomes=OUTCOMES,
-        outcome=(outcome[0], outcome[1]),
-        columns={name: corners[:, at] for at, name in enumerate(CORNERS)},
-        relabelled=_relabelled(_True(actual, scale), true),
-    )
+    predicted, actual = _scaled(predicted, scale), _scaled(actual, scale)
+    units = (predicted, actual, other_predicted, other_actual)
+    return following.follow(GEOMETRY, *units, aligned, matched)
 
 
-class _True:
-    """The true boxes of some images.
-
-    Attributes:
-        counts: How many each image has, ignore regions included, shape (images,).
-        image: The image of each, shape (m,).
-        boxes: Their corners, shape (m, 4).
-        label: Their classes, shape (m,).
-        crowd: Which are ignore regions, shape (m,), bool.
-        real: Those that are none and have an area, ascending, shape (k,).
-    """
-
-    def __init__(self, units: Units[Array], scale: Floats | None = None) -> None:
-        self.counts = _counts(units)
-        self.image = owners(self.counts, len(self.counts))
-        self.boxes = boxes_of(units) * (1 if scale is None else scale[self.image])
-        self.label = np.asarray(units["label"], np.int64)
-        self.crowd = np.asarray(units["ignored"], np.bool_)
-        self.real = np.flatnonzero(~self.crowd & sound(self.boxes))
-
-
-class _Version:
-    """The boxes of one version, matched with the true ones.
-
-    Attributes:
-        image: The image of each, shape (n,).
-        boxes: Their corners, shape (n, 4).
-        prediction: Their classes, shape (n,).
-        found: What the matching made of them.
-        rest: Those that count and are the best of no true box, ascending, shape (k,).
-        n_rest: How many of those each image has, shape (images,).
-    """
-
-    def __init__(
-        self, units: Units[Array], scale: Floats, true: _True, aligned: float, matched: float
-    ) -> None:
-        counts = _counts(units)
-        self.image = owners(counts, len(counts))
-        self.boxes = boxes_of(units) * scale[self.image]
-        self.prediction = np.asarray(units["prediction"], np.int64)
-        self.found = match_boxes(
-            self.boxes,
-            units["score"],
-            self.prediction,
-            counts,
-            true.boxes,
-            true.label,
-            true.counts,
-            true.crowd,
-            aligned=aligned,
-            matched=matched,
-        )
-        left = ~self.found.ignored
-        left[self.found.by[self.found.by >= 0]] = False
-        self.rest = np.flatnonzero(left)
-        self.n_rest = np.bincount(self.image[self.rest], minlength=len(counts))
-
-    def of_true(self, true: _True) -> Array:
-        """Return what became of true boxes, as places in `OUTCOMES`, shape (real,)."""
-        by = self.found.by[true.real]
-        placed = _at(self.found.kind, by) == KINDS.index("A")
-        right = _at(self.prediction, by) == true.label[true.real]
-        return _outcome(missed=by < 0, place=~placed, right=right, else_="class")
-
-    def of_rest(self, rows: Integers) -> Array:
-        """Return what became of places beside true boxes; a row of -1 has no predicted box."""
-        again = _at(self.found.truth, rows) >= 0
-        return _outcome(nothing=rows < 0, duplicate=again, else_="background")
-
-
-def _outcome(*, else_: str, **conditions: Bools) -> Array:
-    """Return the place in `OUTCOMES` of the first condition that holds."""
-    places = [OUTCOMES.index(name) for name in conditions]
-    return np.select([*conditions.values()], places, OUTCOMES.index(else_)).astype(np.int8)
-
-
-def _at(values: Array, rows: Integers) -> Array:
-    """Return some rows; what is returned for a row that is not there means nothing."""
-    filled = np.concatenate([values, np.zeros((1, *values.shape[1:]), values.dtype)])
-    return filled[np.clip(rows, -1, len(values))]
-
-
-def _partners(
-    a: Array, a_counts: Integers, b: Array, b_counts: Integers, least: float
-) -> tuple[Integers, Integers]:
-    """Put boxes of two lists side by side: those with a partner, and those with none.
-
-    Returns:
-        Places in either list, -1 for none, shape (k,); every box is in it once.
-    """
-    pairs = overlaps(a, a_counts, b, b_counts, least)
-    pairs = one_to_one(pairs[_by_iou(pairs)])
-    # boxes without an area overlap nothing: they are taken in their order, so that a version
-    # does not differ from itself
-    odd = [np.flatnonzero(~sound(one)) for one in (a, b)]
-    image, other = (
-        owners(counts, len(counts))[rows]
-        for counts, rows in zip((a_counts, b_counts), odd, strict=True)
-    )
-    _, i, j = np.intersect1d(_numbered(image), _numbered(other), return_indices=True)
-    first = np.concatenate([pairs.first, odd[0][i]])
-    second = np.concatenate([pairs.second, odd[1][j]])
-    gone, new = _others(len(a), first), _others(len(b), second)
-    return (
-        np.concatenate([first, gone, np.full(len(new), -1)]),
-        np.concatenate([second, np.full(len(gone), -1), new]),
-    )
-
-
-def _others(n: int, rows: Integers) -> Integers:
-    left = np.ones(n, np.bool_)
-    left[rows] = False
-    return np.flatnonzero(left)
-
-
-def _numbered(image: Integers) -> Array:
-    """Return a different number for each box of an image, the same in every list of boxes."""
-    start = np.searchsorted(image, image)
-    return image * (1 << 32) + np.arange(len(image)) - start
-
-
-def _relabelled(this: _True, other: _True) -> int:
-    """Count the true boxes that have no equal in the other version."""
-    images = len(this.counts)
-    counts = [np.bincount(one.image[one.real], minlength=images) for one in (this, other)]
-    pairs = overlaps(this.boxes[this.real], counts[0], other.boxes[other.real], counts[1], _SAME)
-    same = this.label[this.real][pairs.first] == other.label[other.real][pairs.second]
-    pairs = one_to_one(pairs[same][_by_iou(pairs[same])])
-    equal = np.bincount(this.image[this.real][pairs.first], minlength=images)
-    return int((np.maximum(*counts) - equal).sum())
-
-
-def _by_iou(pairs: Pairs) -> Integers:
-    """Return the order of pairs with the largest IoU first."""
-    return np.lexsort((pairs.second, pairs.first, -pairs.iou))
+def _scaled(units: Units[Array], scale: Floats) -> Units[Array]:
+    assert units.counts is not None  # Task.follow is always given them
+    by = scale[owners(np.asarray(units.counts, np.int64), len(scale))]
+    corners = (GEOMETRY.boxes_of(units) * by).T
+    return replace(units, columns={**units.columns, **dict(zip(CORNERS, corners, strict=True))})
 
 
 def _scale(inputs: Mapping[str, Array], other: Mapping[str, Array]) -> Floats:
@@ -218,8 +46,3 @@ def _scale(inputs: Mapping[str, Array], other: Mapping[str, Array]) -> Floats:
     )
     known = (older > 0) & (newer > 0)
     return np.tile(np.divide(newer, older, out=np.ones_like(older), where=known), 2)
-
-
-def _counts(units: Units[Array]) -> Integers:
-    assert units.counts is not None  # Task.follow is always given them
-    return np.asarray(units.counts, np.int64)

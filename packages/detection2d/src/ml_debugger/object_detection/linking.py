@@ -1,22 +1,13 @@
 """Which row of the head made each box that the user sees."""
 
-import torch
 from torch import Tensor
 
-from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.core.detection import linking
 from ml_debugger.object_detection.output import Detections, HeadRows
-
-#: Corners may differ by this share of the box's longer side, for a model that scales boxes in
-#: another order of operations than its adapter.
-_TOLERANCE = 1e-3
 
 
 def link(seen: Detections, rows: HeadRows) -> Tensor:
-    """Find the head's row that each visible box came from.
-
-    A row made a box if its score for the box's label is the same to the last bit and its box for
-    that label lies there; of several, the nearest, and of equally near ones the first. Nothing has
-    to be known of how the model suppresses boxes.
+    """Find the head's row that each visible box came from, by its score and its corners.
 
     Args:
         seen: The boxes that the user sees, n of them.
@@ -29,54 +20,12 @@ def link(seen: Detections, rows: HeadRows) -> Tensor:
         UnsupportedModelError: A box came from no row, so what the adapter believes of this model
             is not true.
     """
-    if len(seen) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
-    labels = seen.labels.long()
-    box, row = _equal(labels, seen.scores, rows.scores)
-    away = (rows.boxes_of(row, labels[box]) - seen.boxes[box]).abs().amax(1)
-    sides = (seen.boxes[:, 2:] - seen.boxes[:, :2]).amax(1).clamp(min=1.0)
-    # what is not finite lies nowhere: there the score alone has to tell
-    away = torch.where(torch.isfinite(seen.boxes[box]).all(1), away, torch.zeros_like(away))
-    near = away <= _TOLERANCE * torch.nan_to_num(sides[box], posinf=1.0)
-    box, row, away = box[near], row[near], away[near]
-    nearest = torch.full((len(seen),), torch.inf, device=away.device, dtype=away.dtype)
-    nearest.scatter_reduce_(0, box, away, "amin")
-    if not torch.isfinite(nearest).all():
-        lost = int((~torch.isfinite(nearest)).nonzero()[0])
-        raise UnsupportedModelError(
-            f"box {lost} (score {float(seen.scores[lost]):.6g}, label {int(labels[lost])}) is none "
-            "that the head proposed: the model changes boxes or scores after its head. Subclass "
-            "the tracer and override _parse_model_output, or write an adapter"
-        )
-    found = torch.full((len(seen),), len(rows.scores), device=row.device)
-    best = away == nearest[box]
-    return found.scatter_reduce_(0, box[best], row[best], "amin")
+    return linking.link(seen, rows, _apart, _longer_side)
 
 
-def _equal(labels: Tensor, scores: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pairs of a box and a row (p,) in which the row gives the box's label its score.
-
-    Args:
-        labels: Of the boxes, shape (n,), int64.
-        scores: Of the boxes, shape (n,).
-        said: The score of each label in each row, shape (r, K).
-    """
-    # few rows score as high as the least of the visible boxes; NaN is lower than nothing
-    least = torch.nan_to_num(scores).min()
-    some = (~(said.amax(1) < least)).nonzero().squeeze(1)
-    high = said[some]
-    row, label = (~(high < least)).nonzero(as_tuple=True)
-    keys, order = _keys(label, high[row, label]).sort()
-    wanted = _keys(labels, scores)
-    first = torch.searchsorted(keys, wanted)
-    each = torch.searchsorted(keys, wanted, right=True) - first
-    box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
-    before = each.cumsum(0) - each  # pairs of earlier boxes
-    at = torch.arange(len(box), device=box.device) + (first - before)[box]
-    return box, some[row[order[at]]]
+def _apart(boxes: Tensor, others: Tensor) -> Tensor:
+    return (boxes - others).abs().amax(1)
 
 
-def _keys(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return numbers (n,) that are equal where label and score are; NaN is equal to NaN."""
-    values = torch.nan_to_num(scores.float(), nan=torch.inf) + 0.0  # 0 is equal to -0
-    return labels * 2**32 + values.view(torch.int32)
+def _longer_side(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=1.0)

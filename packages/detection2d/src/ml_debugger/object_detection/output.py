@@ -1,20 +1,21 @@
 """What a detector says of an image, in one form for all families of detectors."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from pydantic import Field
 
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.detection.output import Detections as Detections
+from ml_debugger.core.detection.output import HeadRows as HeadRows
+from ml_debugger.core.detection.output import Settings
+from ml_debugger.core.detection.units import BoxOutput
 
 #: Pixels of the image as it was loaded, or of the tensor that the network gets: resized, padded.
 Frame = Literal["original", "network"]
 
 
-class NMSConfig(BaseModel):
+class NMSConfig(Settings):
     """What decides which boxes the user sees; None leaves a setting as the model has it.
 
     Attributes:
@@ -23,77 +24,7 @@ class NMSConfig(BaseModel):
         max_detections_per_image: Most boxes an image.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    score_thresh: float | None = Field(default=None, ge=0, le=1)
-    iou_thresh: float | None = Field(default=None, ge=0, le=1)
     max_detections_per_image: int | None = Field(default=None, ge=1)
-
-    @classmethod
-    def of(cls, score_thresh: Any, iou_thresh: Any, max_detections_per_image: Any) -> Self:
-        """Return the settings that a caller gave.
-
-        Raises:
-            InputError: A value is out of its range.
-        """
-        given = {
-            "score_thresh": score_thresh,
-            "iou_thresh": iou_thresh,
-            "max_detections_per_image": max_detections_per_image,
-        }
-        try:
-            return cls.model_validate(given, strict=True)
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            raise InputError(
-                f"{problem['loc'][0]}: {problem['msg']}, got {problem['input']!r}"
-            ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """The boxes of one image that the user sees.
-
-    Attributes:
-        boxes: Corners x1, y1, x2, y2 in pixels of the image that the model was given, shape
-            (n, 4), float32.
-        scores: In [0, 1], shape (n,), float32.
-        labels: Classes as the model numbers them, shape (n,), int64.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRows:
-    """What a detector's head said of one image, before any box was suppressed.
-
-    A row is one place where the head looks: a proposal, an anchor, a grid cell, a query.
-
-    Attributes:
-        scores: The score that each label would have, as the model itself computes it, shape
-            (r, K), float32; column k is label k, 0 for a label that the model never gives
-            (background).
-        boxes: Corners x1, y1, x2, y2 in pixels of the image that the model was given, shape
-            (r, 4), or (r, K, 4) where a row has a box for each label; float32.
-        logits: The class vectors that the scores come from, shape (r, C); C is K, or more where
-            the head has an answer that is no label.
-        features: Gives the feature vectors of some rows (n,), int64, by alias, shape (n, d).
-    """
-
-    scores: Tensor
-    boxes: Tensor
-    logits: Tensor
-    features: Callable[[Tensor], Mapping[str, Tensor]]
-
-    def boxes_of(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Return the boxes of some rows (n,) for some labels (n,), shape (n, 4)."""
-        return self.boxes[rows] if self.boxes.ndim == 2 else self.boxes[rows, labels]
 
 
 class Placement(NamedTuple):
@@ -128,7 +59,7 @@ class ImageOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionOutput:
+class DetectionOutput(BoxOutput):
     """The boxes of one image, as they are recorded.
 
     Attributes:
@@ -146,18 +77,9 @@ class DetectionOutput:
             `ml_debugger.object_detection.statistics.HIDDEN`. None where that is not known.
     """
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    logits: Tensor | None = None
-    features: Mapping[str, Tensor] | None = None
-    statistics: Tensor | None = None
     size: tuple[int, int] | None = None
     placement: Placement | None = None
     hidden: tuple[float, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     @classmethod
     def empty(cls, device: torch.device | None = None) -> "DetectionOutput":

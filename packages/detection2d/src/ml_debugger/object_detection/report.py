@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ml_debugger.core.detection.pairs import Floats
 from ml_debugger.core.evaluation.report_page.section import (
     Box,
     Cell,
@@ -16,7 +17,6 @@ from ml_debugger.core.evaluation.report_page.section import (
 from ml_debugger.core.evaluation.report_page.verdict import UNKNOWN, percent
 from ml_debugger.object_detection.analysis import MISSED, TYPES, Analysis, By
 from ml_debugger.object_detection.average_precision import AveragePrecision, coco_figures
-from ml_debugger.object_detection.boxes import Floats
 from ml_debugger.object_detection.figures import (
     IGNORED,
     RIGHT,

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ml_debugger.core.detection.pairs import Bools, Floats, Integers
 from ml_debugger.core.evaluation.frames import numbers
-from ml_debugger.object_detection.boxes import Bools, Floats, Integers, sound
-from ml_debugger.object_detection.schema import CORNERS
+from ml_debugger.object_detection.boxes import CORNERS, sound
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result

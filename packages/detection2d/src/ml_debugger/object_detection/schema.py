@@ -1,11 +1,9 @@
 """The columns of a detector's records."""
 
+from ml_debugger.core.detection.matching import KINDS
 from ml_debugger.core.records import Column, TaskSchema
-from ml_debugger.object_detection.matching import KINDS
+from ml_debugger.object_detection.boxes import CORNERS
 from ml_debugger.object_detection.statistics import HIDDEN, NAMES
-
-#: Corners of a box, in pixels of the image that the model was given.
-CORNERS = ("x1", "y1", "x2", "y2")
 
 SCHEMA = TaskSchema(
     name="object_detection",

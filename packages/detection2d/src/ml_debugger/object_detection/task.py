@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from ml_debugger.core.detection import judging
 from ml_debugger.core.records import Array, Units
 from ml_debugger.core.task import Task, Things, Verdict
-from ml_debugger.object_detection import following, judging
+from ml_debugger.object_detection import following
+from ml_debugger.object_detection.boxes import GEOMETRY
 from ml_debugger.object_detection.schema import SCHEMA
 
 # relative, so that type checkers find the leaves in an editable install too
@@ -52,7 +54,7 @@ class ObjectDetectionTask(Task):
     def judge(
         predicted: Units[Array], actual: Units[Array], options: "EvaluationOptions"
     ) -> Verdict:
-        return judging.judge(predicted, actual, options.aligned_iou, options.matched_iou)
+        return judging.judge(GEOMETRY, predicted, actual, options.aligned_iou, options.matched_iou)
 
     @staticmethod
     @override

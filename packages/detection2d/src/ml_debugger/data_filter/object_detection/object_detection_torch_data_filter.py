@@ -76,7 +76,12 @@ class ObjectDetectionTorchDataFilter(CommonObjectDetectionDataFilter, ObjectDete
             ResultNotFoundError: No such result.
             ArchitectureMismatchError: The result belongs to another model.
         """
-        self.configure(n_class, score_thresh, iou_thresh, max_detections_per_image)
+        self.configure(
+            n_class,
+            score_thresh=score_thresh,
+            iou_thresh=iou_thresh,
+            max_detections_per_image=max_detections_per_image,
+        )
         super().__init__(
             model,
             model_name,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter
-from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import (
     Detections,
     HeadRows,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.object_detection.adapters.base import Calls, DetectionAdapter
 from ml_debugger.object_detection.adapters.torchvision_rcnn import (
     as_computed,
@@ -18,7 +19,6 @@ from ml_debugger.object_detection.adapters.torchvision_rcnn import (
     set_nms,
     sizes_of,
 )
-from ml_debugger.object_detection.families import is_a
 from ml_debugger.object_detection.output import HeadRows, ImageOutput, NMSConfig
 from ml_debugger.object_detection.pooling import pick_cells
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import keys_of
 from ml_debugger.object_detection.ground_truth import (
     coco,
     dicts,
@@ -12,7 +13,7 @@ from ml_debugger.object_detection.ground_truth import (
     plain,
     ultralytics,
 )
-from ml_debugger.object_detection.ground_truth.truth import Frame, Truth, keys_of, of_image
+from ml_debugger.object_detection.ground_truth.truth import Frame, Truth, of_image
 
 __all__ = ["Frame", "Truth", "read_ground_truth"]
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_debugger.object_detection.ground_truth.truth import Truth, in_pixels, require, truth_of
+from ml_debugger.core.given import require
+from ml_debugger.object_detection.ground_truth.truth import Truth, in_pixels, truth_of
 
 
 def fits(images: Sequence[Any]) -> bool:

@@ -3,15 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection.families import is_a
-from ml_debugger.object_detection.ground_truth.truth import (
-    BoxFormat,
-    Truth,
-    in_pixels,
-    require,
-    truth_of,
-)
+from ml_debugger.core.given import require
+from ml_debugger.object_detection.ground_truth.truth import BoxFormat, Truth, in_pixels, truth_of
 
 _BOUNDING_BOXES = "torchvision.tv_tensors._bounding_boxes.BoundingBoxes"
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import keys_of, require
 from ml_debugger.object_detection.ground_truth.truth import (
     Frame,
     Truth,
     from_normalised,
-    keys_of,
-    require,
     size_of,
     truth_of,
 )

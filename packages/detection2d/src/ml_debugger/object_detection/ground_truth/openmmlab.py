@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import as_tensor, class_numbers
 from ml_debugger.object_detection.ground_truth.truth import (
     Frame,
     Truth,
-    as_tensor,
-    class_numbers,
     in_pixels,
     size_of,
     truth_of,

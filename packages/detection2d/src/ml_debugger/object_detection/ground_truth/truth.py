@@ -1,15 +1,15 @@
 """The ground truth of one image, and the checks that every format shares."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import as_tensor, class_numbers, first
 from ml_debugger.object_detection.output import Frame as Frame
 
 #: Corners; a corner, width and height; centre, width and height.
@@ -93,57 +93,12 @@ def from_normalised(values: Any, size: tuple[int, int]) -> Tensor:
     large = given.amax(1) > 1 + _SLACK
     if large.any():
         raise InputError(
-            f"box {_first(large)} is {_show(given[large][0])}; this format has normalised boxes: "
+            f"box {first(large)} is {_show(given[large][0])}; this format has normalised boxes: "
             "centre x, centre y, width, height, in [0, 1]. Divide by the image's width and "
             "height, or give pixels as a dict with 'boxes' and 'labels' for each image"
         )
     height, width = size
     return boxes * torch.tensor([width, height, width, height])
-
-
-def class_numbers(values: Any) -> Tensor:
-    """Read labels, shape (n,), int64.
-
-    Raises:
-        InputError: They are not whole numbers from 0.
-    """
-    labels = as_tensor(values, "labels")
-    if labels.ndim != 1:
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}; expected one class number a box, (n,). "
-            "For one-hot labels pass their argmax"
-        )
-    # whole numbers are exact in double up to 2 ** 53
-    odd = (labels != labels.floor()) | (labels.abs() > 2**53)
-    if odd.any():
-        raise InputError(
-            f"label {_first(odd)} is {labels[odd][0].item()}; labels must be whole numbers. Pass "
-            "class numbers, not scores"
-        )
-    if (labels < 0).any():
-        raise InputError(
-            f"label {_first(labels < 0)} is {int(labels[labels < 0][0])}; labels must be class "
-            "numbers from 0. Leave out boxes without a class"
-        )
-    return labels.to(torch.int64, copy=True)
-
-
-def as_tensor(values: Any, what: str) -> Tensor:
-    """Bring tensors, arrays and lists, on any device, to an int64 or float64 tensor on the CPU.
-
-    Raises:
-        InputError: There are other things than numbers in it, or rows of different lengths.
-    """
-    try:
-        array = np.asarray(_plain(values))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} must be numbers, got {type(values).__name__}: {error}") from None
-    if array.dtype.kind not in "biuf":
-        raise InputError(
-            f"{what} must be numbers, got {type(values).__name__} of {array.dtype}; pass a "
-            "tensor, an array or a list"
-        )
-    return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
 
 
 def size_of(values: Any, what: str) -> tuple[int, int]:
@@ -158,25 +113,6 @@ def size_of(values: Any, what: str) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def require(given: Mapping[Any, Any], *names: str) -> None:
-    """Check that a mapping has these keys.
-
-    Raises:
-        InputError: It lacks some; those that it has are named.
-    """
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise InputError(
-            f"missing {' and '.join(map(repr, missing))}; found the keys {keys_of(given)}. "
-            f"Expected {', '.join(map(repr, names))}: add or rename them"
-        )
-
-
-def keys_of(given: Mapping[Any, Any]) -> list[str]:
-    """Return a mapping's keys for a message."""
-    return [str(key) for key in given]
-
-
 @contextmanager
 def of_image(number: int) -> Iterator[None]:
     """Say in an `InputError` which image of the batch it is about."""
@@ -184,16 +120,6 @@ def of_image(number: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"ground truth of image {number}: {error}") from None
-
-
-def _plain(values: Any) -> Any:
-    """Bring tensors, also those inside lists, to what NumPy reads: also CUDA and bfloat16."""
-    if isinstance(values, Tensor):
-        host = values.detach().cpu().as_subclass(Tensor)
-        return (host.double() if host.is_floating_point() else host).numpy()
-    if isinstance(values, (list, tuple)):
-        return [_plain(one) for one in values]
-    return values
 
 
 def _rows(values: Any) -> Tensor:
@@ -208,7 +134,7 @@ def _rows(values: Any) -> Tensor:
     wrong = ~torch.isfinite(boxes.to(torch.float32)).all(1)
     if wrong.any():
         raise InputError(
-            f"box {_first(wrong)} is {_show(boxes[wrong][0])}; coordinates must be finite. Repair "
+            f"box {first(wrong)} is {_show(boxes[wrong][0])}; coordinates must be finite. Repair "
             "it or leave it out"
         )
     return boxes
@@ -218,7 +144,7 @@ def _corners(given: Tensor, form: BoxFormat) -> Tensor:
     start, end = given[:, :2], given[:, 2:]
     turned = (end < start if form == "xyxy" else end < 0).any(1)
     if turned.any():
-        box = f"box {_first(turned)} is {_show(given[turned][0])}"
+        box = f"box {first(turned)} is {_show(given[turned][0])}"
         if form == "xyxy":
             raise InputError(
                 f"{box}, so x2 < x1 or y2 < y1; expected corners x1, y1, x2, y2. Are these xywh "
@@ -231,10 +157,6 @@ def _corners(given: Tensor, form: BoxFormat) -> Tensor:
     if form == "cxcywh":
         return torch.cat([start - end / 2, start + end / 2], 1)
     return given
-
-
-def _first(mask: Tensor) -> int:
-    return int(mask.nonzero()[0])
 
 
 def _show(box: Tensor) -> str:

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import as_tensor, keys_of, require
 from ml_debugger.object_detection.ground_truth.truth import (
     Frame,
     Truth,
-    as_tensor,
     from_normalised,
-    keys_of,
     of_image,
-    require,
     size_of,
     truth_of,
 )

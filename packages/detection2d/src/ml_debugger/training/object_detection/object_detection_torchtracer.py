@@ -69,7 +69,12 @@ class ObjectDetectionTrainingTorchTracer(TrainingTracer, ObjectDetectionTorchTra
             UnsupportedModelError: The model cannot be traced.
             StoreError: The store cannot be opened.
         """
-        self.configure(n_class, score_thresh, iou_thresh, max_detections_per_image)
+        self.configure(
+            n_class,
+            score_thresh=score_thresh,
+            iou_thresh=iou_thresh,
+            max_detections_per_image=max_detections_per_image,
+        )
         super().__init__(
             model,
             model_name,

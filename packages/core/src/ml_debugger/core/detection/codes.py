@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ml_debugger.core.detection.matching import KINDS
 from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection.matching import KINDS
 
 #: The kind of a true box that nothing has found.
 NO_PREDICTION = "no_prediction"

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ml_debugger.core.detection.codes import CODE_KINDS, box_codes
+from ml_debugger.core.detection.matching import KINDS, match_boxes
+from ml_debugger.core.detection.pairs import Geometry
 from ml_debugger.core.records import Array, Units
 from ml_debugger.core.task import Verdict
-from ml_debugger.object_detection.codes import CODE_KINDS, box_codes
-from ml_debugger.object_detection.matching import KINDS, match_boxes
-from ml_debugger.object_detection.schema import CORNERS
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
@@ -19,7 +19,11 @@ ALIGNED = KINDS.index("A")
 
 
 def judge(
-    predicted: Units[Array], actual: Units[Array], aligned: float = 0.5, matched: float = 0.1
+    geometry: Geometry,
+    predicted: Units[Array],
+    actual: Units[Array],
+    aligned: float = 0.5,
+    matched: float = 0.1,
 ) -> Verdict:
     """Match the boxes of some images, and say of each what it should have been.
 
@@ -27,20 +31,22 @@ def judge(
     box of another class should have been that; anything else should not be there as it is.
 
     Args:
+        geometry: What a box is.
         predicted: The boxes that the user sees.
         actual: The true boxes of the same images.
-        aligned: See `ml_debugger.object_detection.matching.match`.
+        aligned: See `ml_debugger.core.detection.matching.match`.
         matched: Likewise.
     """
     crowd = np.asarray(actual["ignored"], np.bool_)
     prediction = np.asarray(predicted["prediction"], np.int64)
     labels = np.asarray(actual["label"], np.int64)
     found = match_boxes(
-        boxes_of(predicted),
+        geometry,
+        geometry.boxes_of(predicted),
         predicted["score"],
         prediction,
         _counts(predicted),
-        boxes_of(actual),
+        geometry.boxes_of(actual),
         labels,
         _counts(actual),
         crowd,
@@ -91,11 +97,6 @@ def missed_codes(label: NDArray[np.int64]) -> Sequence[str]:
     kind = np.full(len(label), CODE_KINDS.index("no_prediction"))
     nothing = np.full(len(label), -1)
     return box_codes(kind, np.full(len(label), np.nan), label, nothing)
-
-
-def boxes_of(units: Units[Array]) -> NDArray[np.float32]:
-    """Return the corners of boxes, shape (n, 4)."""
-    return np.stack([np.asarray(units[name], np.float32) for name in CORNERS], axis=1)
 
 
 def _counts(units: Units[Array]) -> Array:

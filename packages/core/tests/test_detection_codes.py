@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection.codes import (
+from ml_debugger.core.detection.codes import (
     CODE_KINDS,
     NO_PREDICTION,
     BoxCode,
     box_codes,
     parse_code,
 )
+from ml_debugger.core.errors import InputError
 
 classes = st.integers(0, 2000)
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from threading import Lock
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ml_debugger.object_detection.output import NMSConfig
+from ml_debugger.core.detection.output import Settings
 
-Apply = Callable[[nn.Module, NMSConfig], None]
+Some = TypeVar("Some", bound=Settings)
 
-_lent: "WeakKeyDictionary[nn.Module, tuple[NMSConfig, list[NMSConfig]]]" = WeakKeyDictionary()
+_lent: "WeakKeyDictionary[nn.Module, tuple[Any, list[Any]]]" = WeakKeyDictionary()
 _lock = Lock()
 
 
-def lend(model: nn.Module, own: NMSConfig, wanted: NMSConfig, apply: Apply) -> Callable[[], None]:
+def lend(
+    model: nn.Module, own: Some, wanted: Some, apply: Callable[[nn.Module, Some], None]
+) -> Callable[[], None]:
     """Give a model settings, and return what takes these back.
 
     Of several tracers of one model the newest that still is open has its way; when none is left,

@@ -9,18 +9,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection.boxes import (
+from ml_debugger.core.detection.pairs import (
     Array,
     Bools,
+    Geometry,
     Integers,
     Pairs,
-    box_array,
     image_counts,
     image_groups,
-    overlaps,
-    sound,
 )
+from ml_debugger.core.errors import InputError
 
 #: What a predicted box can be: Aligned, Matched (but poorly placed), Separated Predictions (one of
 #: several boxes for one truth), Separated Ground truths (one box for several truths), Duplicate,
@@ -60,6 +58,7 @@ class Matches:
 
 
 def match_boxes(
+    geometry: Geometry,
     boxes: ArrayLike,
     scores: ArrayLike,
     labels: ArrayLike,
@@ -78,11 +77,12 @@ def match_boxes(
     image only. What becomes of an image does not depend on the others.
 
     Args:
-        boxes: The boxes that the user sees, corners x1, y1, x2, y2, shape (n, 4).
+        geometry: What a box is.
+        boxes: The boxes that the user sees, shape (n, d).
         scores: Their scores, shape (n,).
         labels: Their classes, shape (n,).
         counts: How many of them each image has, shape (images,).
-        truth_boxes: True boxes and ignore regions, shape (m, 4).
+        truth_boxes: True boxes and ignore regions, shape (m, d).
         truth_labels: Their classes, shape (m,).
         truth_counts: How many of them each image has, shape (images,).
         crowd: Which of them are crowd or ignore regions, not truths, shape (m,), bool; or None.
@@ -95,7 +95,7 @@ def match_boxes(
     Raises:
         InputError: Shapes do not fit together, or a threshold is out of range.
     """
-    predicted, true = box_array(boxes), box_array(truth_boxes)
+    predicted, true = geometry.array(boxes), geometry.array(truth_boxes)
     crowd = np.zeros(len(true), np.bool_) if crowd is None else np.asarray(crowd, np.bool_)
     scores, labels, truth_labels = map(np.asarray, (scores, labels, truth_labels))
     n, *_ = (image_counts(counts, one) for one in (predicted, scores, labels))
@@ -106,13 +106,13 @@ def match_boxes(
     for images, rows, columns in image_groups(n, m):
         some, real = predicted[rows], true[columns]
         part = match(
-            overlaps(some, n[images], real, m[images]),
-            overlaps(some, n[images], some, n[images], least=matched),
+            geometry.overlaps(some, n[images], real, m[images]),
+            geometry.overlaps(some, n[images], some, n[images], least=matched),
             scores=scores[rows],
             labels=labels[rows],
-            decidable=sound(some),
+            decidable=geometry.sound(some),
             truth_labels=truth_labels[columns],
-            truth_decidable=sound(real),
+            truth_decidable=geometry.sound(real),
             crowd=crowd[columns],
             aligned=aligned,
             matched=matched,

@@ -1,0 +1,39 @@
+"""Which families of detectors are known, recognised without importing their libraries."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from ml_debugger.core.detection.adapter import Adapter
+
+Known = TypeVar("Known", bound=Adapter[Any, Any])
+
+
+class Families(Generic[Known]):
+    """The families of detectors that a task knows: its own, and those of other packages.
+
+    A package adds one by an entry point whose value is a class of adapters; those are asked first.
+    """
+
+    def __init__(self, group: str, ours: Sequence[type[Known]]) -> None:
+        """Take the group of the entry points, and the classes that come with the task."""
+        self._group, self._ours = group, ours
+
+    @cached_property
+    def known(self) -> tuple[Known, ...]:
+        """An instance of every known adapter, in the order in which they are asked."""
+        others = sorted(entry_points(group=self._group), key=lambda entry: entry.name)
+        return tuple(make() for make in (*(entry.load() for entry in others), *self._ours))
+
+    def of(self, model: nn.Module) -> Known | None:
+        """Return the first adapter that knows a model, or None."""
+        return next((one for one in self.known if one.detect(model)), None)
+
+
+def is_a(model: object, *qualified_names: str) -> bool:
+    """Test an object's ancestry by name, so that no family's library is imported to say no."""
+    ancestors = {f"{a.__module__}.{a.__qualname__}" for a in type(model).__mro__}
+    return not ancestors.isdisjoint(qualified_names)

@@ -1,0 +1,90 @@
+"""Which row of the head made each box that the user sees."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ml_debugger.core.detection.output import Detections, HeadRows
+from ml_debugger.core.errors import UnsupportedModelError
+
+#: A box may lie off by this share of its size, for a model that computes boxes in another order of
+#: operations than its adapter.
+_TOLERANCE = 1e-3
+
+
+def link(
+    seen: Detections,
+    rows: HeadRows,
+    apart: Callable[[Tensor, Tensor], Tensor],
+    size: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Find the head's row that each visible box came from.
+
+    A row made a box if its score for the box's label is the same to the last bit and its box for
+    that label lies there; of several, the nearest, and of equally near ones the first. Nothing has
+    to be known of how the model suppresses boxes.
+
+    Args:
+        seen: The boxes that the user sees, n of them.
+        rows: What the head said of the same input.
+        apart: Tells how far boxes (p, d) are from others (p, d), shape (p,).
+        size: Tells against what that is to be seen, of boxes (n, d), shape (n,).
+
+    Returns:
+        Row numbers, shape (n,), int64.
+
+    Raises:
+        UnsupportedModelError: A box came from no row, so what the adapter believes of this model
+            is not true.
+    """
+    if len(seen) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
+    labels = seen.labels.long()
+    box, row = _equal(labels, seen.scores, rows.scores)
+    away = apart(rows.boxes_of(row, labels[box]), seen.boxes[box])
+    # what is not finite lies nowhere: there the score alone has to tell
+    away = torch.where(torch.isfinite(seen.boxes[box]).all(1), away, torch.zeros_like(away))
+    near = away <= _TOLERANCE * torch.nan_to_num(size(seen.boxes)[box], posinf=1.0)
+    box, row, away = box[near], row[near], away[near]
+    nearest = torch.full((len(seen),), torch.inf, device=away.device, dtype=away.dtype)
+    nearest.scatter_reduce_(0, box, away, "amin")
+    if not torch.isfinite(nearest).all():
+        lost = int((~torch.isfinite(nearest)).nonzero()[0])
+        raise UnsupportedModelError(
+            f"box {lost} (score {float(seen.scores[lost]):.6g}, label {int(labels[lost])}) is none "
+            "that the head proposed: the model changes boxes or scores after its head. Subclass "
+            "the tracer and override _parse_model_output, or write an adapter"
+        )
+    found = torch.full((len(seen),), len(rows.scores), device=row.device)
+    best = away == nearest[box]
+    return found.scatter_reduce_(0, box[best], row[best], "amin")
+
+
+def _equal(labels: Tensor, scores: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs of a box and a row (p,) in which the row gives the box's label its score.
+
+    Args:
+        labels: Of the boxes, shape (n,), int64.
+        scores: Of the boxes, shape (n,).
+        said: The score of each label in each row, shape (r, K).
+    """
+    # few rows score as high as the least of the visible boxes; NaN is lower than nothing
+    least = torch.nan_to_num(scores).min()
+    some = (~(said.amax(1) < least)).nonzero().squeeze(1)
+    high = said[some]
+    row, label = (~(high < least)).nonzero(as_tuple=True)
+    keys, order = _keys(label, high[row, label]).sort()
+    wanted = _keys(labels, scores)
+    first = torch.searchsorted(keys, wanted)
+    each = torch.searchsorted(keys, wanted, right=True) - first
+    box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
+    before = each.cumsum(0) - each  # pairs of earlier boxes
+    at = torch.arange(len(box), device=box.device) + (first - before)[box]
+    return box, some[row[order[at]]]
+
+
+def _keys(labels: Tensor, scores: Tensor) -> Tensor:
+    """Return numbers (n,) that are equal where label and score are; NaN is equal to NaN."""
+    values = torch.nan_to_num(scores.float(), nan=torch.inf) + 0.0  # 0 is equal to -0
+    return labels * 2**32 + values.view(torch.int32)

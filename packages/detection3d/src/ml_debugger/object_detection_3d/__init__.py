@@ -1,0 +1,1 @@
+"""3D object detection: what detectors say, box by box."""

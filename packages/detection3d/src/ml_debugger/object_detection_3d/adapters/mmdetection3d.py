@@ -1,0 +1,229 @@
+"""What the detectors of MMDetection3D have in common.
+
+A model is read where it returns predictions: `model(inputs=..., data_samples=..., mode="predict")`
+with what `model.data_preprocessor(data, False)` returned. `model.test_step(data)`, which a
+`Runner` calls, and `inference_detector` come to the same. The modes "tensor" and "loss" return no
+boxes. A model puts its boxes into the data samples that it was given: read its output before it is
+called with the same ones again.
+
+Models are known by their heads: those that left alone the methods that an adapter goes by.
+
+Labels are 0 to K - 1. Boxes are as `pred_instances_3d.bboxes_3d.tensor` has them: centre of the
+bottom, three sides, heading, and velocity where the model gives it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.object_detection_3d.adapters.base import Calls, DetectionAdapter
+from ml_debugger.object_detection_3d.families import is_a
+from ml_debugger.object_detection_3d.output import (
+    Convention,
+    Detections,
+    FrameOutput,
+    HeadRows,
+    NMSConfig,
+)
+from ml_debugger.object_detection_3d.points import count_points
+
+#: What feature vectors are called: those that the classification layer reads.
+ALIAS = "class"
+
+_DETECTORS = (
+    "mmdet3d.models.detectors.base.Base3DDetector",
+    "mmdet3d.models.detectors.single_stage_mono3d.SingleStageMono3DDetector",
+)
+
+_CONVENTIONS: Mapping[str, Convention] = {
+    "mmdet3d.structures.bbox_3d.lidar_box3d.LiDARInstance3DBoxes": "lidar",
+    "mmdet3d.structures.bbox_3d.cam_box3d.CameraInstance3DBoxes": "camera",
+    "mmdet3d.structures.bbox_3d.depth_box3d.DepthInstance3DBoxes": "depth",
+}
+
+
+class MMDetection3DBase(DetectionAdapter):
+    """What MMDetection3D's detectors share.
+
+    Settings are in the `test_cfg` of the head; nobody reads that of the model. To change them, it
+    is replaced by a copy, since models that were built from one configuration share it.
+    """
+
+    #: Which key of the head's `test_cfg` is what field of `NMSConfig`.
+    _settings: ClassVar[Mapping[str, str]] = {}
+
+    @override
+    def detect(self, model: nn.Module) -> bool:
+        return is_a(model, *_DETECTORS) and self._knows(head_of(model))
+
+    @override
+    def taps(self, model: nn.Module) -> dict[str, str]:
+        return {"model": "", "head": head_path(model)}
+
+    @override
+    def parse(
+        self, model: nn.Module, output: Any, calls: Calls, config: NMSConfig
+    ) -> list[FrameOutput]:
+        frames = _predictions(output)
+        clouds = _clouds(calls, len(frames))
+        with torch.no_grad():
+            rows = self._rows(head_of(model), calls, [one.metainfo for one in output])
+            return [
+                _read(frame, row, cloud)
+                for frame, row, cloud in zip(frames, rows, clouds, strict=True)
+            ]
+
+    @override
+    def nms(self, model: nn.Module) -> NMSConfig:
+        settings = head_of(model).test_cfg
+        return NMSConfig(**{name: settings.get(key) for key, name in self._settings.items()})
+
+    @override
+    def apply_nms(self, model: nn.Module, config: NMSConfig) -> None:
+        head = head_of(model)
+        wishes = self._changes(model, config)
+        if not wishes:
+            return
+        settings = deepcopy(head.test_cfg)
+        for key, name in self._settings.items():
+            if name in wishes:
+                settings[key] = wishes[name]
+        head.test_cfg = settings
+
+    @override
+    def images(self, model_input: Any) -> int | None:
+        if isinstance(model_input, Mapping):
+            samples = model_input.get("data_samples")
+            if isinstance(samples, Sequence):
+                return len(samples)
+            model_input = model_input.get("inputs", model_input)
+        if isinstance(model_input, Mapping):
+            model_input = model_input.get("points", model_input.get("img"))
+        if isinstance(model_input, Tensor):  # one cloud (n, c), or a batch
+            return len(model_input) if model_input.ndim > 2 else 1
+        return len(model_input) if isinstance(model_input, Sequence) else None
+
+    def _changes(self, model: nn.Module, config: NMSConfig) -> dict[str, Any]:
+        """Return which settings are wished to be other than they are.
+
+        Raises:
+            UnsupportedModelError: The model has no such setting.
+        """
+        wishes = config.model_dump(exclude_none=True)
+        has = self.nms(model).model_dump(exclude_none=True)
+        for name in wishes.keys() - has.keys():
+            raise UnsupportedModelError(
+                f"{type(head_of(model)).__name__} has no setting that does what {name} says; leave "
+                f"it None. It has {', '.join(has) or 'none'}{self._instead()}"
+            )
+        return {name: value for name, value in wishes.items() if value != has[name]}
+
+    def _instead(self) -> str:
+        """Return what to say of the settings that the head has of its own."""
+        return "; others of its own are in its test_cfg"
+
+    @abstractmethod
+    def _knows(self, head: Any) -> bool:
+        """Tell whether a detector's head is one that this adapter can read."""
+
+    @abstractmethod
+    def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
+        """Read what the head said of each frame, given what is known of the frames."""
+
+
+def head_path(model: nn.Module) -> str:
+    """Return where a detector has its head."""
+    return "pts_bbox_head" if hasattr(model, "pts_bbox_head") else "bbox_head"
+
+
+def head_of(model: nn.Module) -> Any:
+    """Return a detector's head, or None."""
+    return getattr(model, head_path(model), None)
+
+
+def flat(values: Tensor, width: int) -> Tensor:
+    """Bring the map (channel, height, width) of a level to rows, as the heads themselves do."""
+    return values.permute(1, 2, 0).reshape(-1, width)
+
+
+def grid(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Return level, row and column of each cell of the levels' maps, shape (cells, 3), int64.
+
+    Args:
+        shapes: Height and width of each level's map.
+        device: Where to make it.
+    """
+    found = []
+    for level, (height, width) in enumerate(shapes):
+        at = torch.arange(height * width, device=device)
+        found.append(torch.stack([torch.full_like(at, level), at // width, at % width], 1))
+    return torch.cat(found)
+
+
+def features_at(maps: Sequence[Tensor], cells: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return what takes the feature vectors of rows from the maps (channel, height, width).
+
+    Args:
+        maps: The map of each level.
+        cells: Level, row and column of each row, shape (r, 3).
+    """
+
+    def take(rows: Tensor) -> dict[str, Tensor]:
+        level, row, column = cells[rows].unbind(1)
+        found = torch.empty((len(rows), len(maps[0])), device=cells.device)
+        for number, one in enumerate(maps):
+            here = level == number
+            found[here] = one[:, row[here], column[here]].T.float()
+        return {ALIAS: found}
+
+    return take
+
+
+def _predictions(output: Any) -> list[Any]:
+    if not isinstance(output, list) or not all(
+        is_a(one, "mmdet3d.structures.det3d_data_sample.Det3DDataSample")
+        and "bboxes_3d" in one.get("pred_instances_3d", ())
+        for one in output
+    ):
+        raise UnsupportedModelError(
+            f"expected a list of Det3DDataSample with pred_instances_3d, got "
+            f"{type(output).__name__}; call model.test_step(data), or the model with "
+            "mode='predict'"
+        )
+    return [one.pred_instances_3d for one in output]
+
+
+def _read(frame: Any, rows: HeadRows, cloud: Tensor | None) -> FrameOutput:
+    """Read the visible boxes of a frame, given its cloud (n, c)."""
+    boxes = frame.bboxes_3d.tensor.detach().float()
+    convention = _convention(frame.bboxes_3d)
+    return FrameOutput(
+        Detections(boxes, frame.scores_3d.detach().float(), frame.labels_3d.long()),
+        rows,
+        convention,
+        count_points(boxes, cloud) if cloud is not None and convention == "lidar" else None,
+    )
+
+
+def _convention(boxes: Any) -> Convention:
+    for name, convention in _CONVENTIONS.items():
+        if is_a(boxes, name):
+            return convention
+    raise UnsupportedModelError(
+        f"boxes of type {type(boxes).__name__} are not known; known are "
+        f"{', '.join(name.rpartition('.')[2] for name in _CONVENTIONS)}"
+    )
+
+
+def _clouds(calls: Calls, frames: int) -> Sequence[Tensor | None]:
+    """Return the cloud (n, c) of each frame that the model was called with."""
+    call = calls["model"][-1]
+    inputs = call.args[0] if call.args else call.kwargs.get("inputs")
+    points = inputs.get("points") if isinstance(inputs, Mapping) else None
+    return [None] * frames if points is None else points
