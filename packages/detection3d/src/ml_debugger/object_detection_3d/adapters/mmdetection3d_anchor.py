@@ -183,7 +183,7 @@ def _read(
     boxes = head.bbox_coder.decode(anchors, torch.cat(list(codes)))
     turned = limit_period(boxes[:, 6] - head.dir_offset, head.dir_limit_offset, torch.pi)
     way = torch.cat(list(directions)).max(-1)[1].to(boxes.dtype)
-    boxes[:, 6] = turned + head.dir_offset + torch.pi * (1 - way)
+    boxes[:, 6] = turned + head.dir_offset + torch.pi * way
     return HeadRows(
         scores.float(),
         meta["box_type_3d"](boxes, box_dim=head.box_code_size).tensor,
