@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.object_detection import adapters
+from ml_debugger.object_detection.adapters import FAMILIES
 from ml_debugger.training import ObjectDetectionTracer
 
 ROOT = Path(__file__).parent.parent
@@ -48,26 +48,17 @@ def run(page: Path) -> dict[str, Any]:
 def evaluate_with(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace and evaluate by the page's adapter, as if a package had registered it."""
 
-    class Entry(NamedTuple):
-        name: str = "points"
-
-        def load(self) -> Any:
-            return names["PointsAdapter"]
-
-    monkeypatch.setattr(adapters, "entry_points", lambda group: [Entry()])
-    adapters.adapters.cache_clear()
+    known = (names["PointsAdapter"](), *FAMILIES.known)
+    monkeypatch.setattr(FAMILIES, "known", known)
     model, images = names["Points"](), torch.rand(20, 3, 64, 80)
-    try:
-        with torch.no_grad():
-            seen = [one["xyxy"][::2] for one in model(images)]
-            truths = [{"boxes": one, "labels": torch.zeros(len(one))} for one in seen]
-            with ObjectDetectionTracer(model, "points", "v1", score_thresh=0.6) as tracer:
-                output = tracer(images, truths, range(20), "val")
-        assert model.score_thresh == 0.55
-        result = Evaluator("points", "v1").request_evaluation()
-        assert len(result) == sum(len(one["xyxy"]) for one in output) > 20
-    finally:
-        adapters.adapters.cache_clear()
+    with torch.no_grad():
+        seen = [one["xyxy"][::2] for one in model(images)]
+        truths = [{"boxes": one, "labels": torch.zeros(len(one))} for one in seen]
+        with ObjectDetectionTracer(model, "points", "v1", score_thresh=0.6) as tracer:
+            output = tracer(images, truths, range(20), "val")
+    assert model.score_thresh == 0.55
+    result = Evaluator("points", "v1").request_evaluation()
+    assert len(result) == sum(len(one["xyxy"]) for one in output) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

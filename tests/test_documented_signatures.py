@@ -5,10 +5,22 @@ from inspect import Parameter
 
 import pytest
 
-from ml_debugger.data_filter import ClassificationDataFilter, ObjectDetectionDataFilter
+from ml_debugger.data_filter import (
+    ClassificationDataFilter,
+    ObjectDetection3DDataFilter,
+    ObjectDetectionDataFilter,
+)
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.monitoring import ClassificationLogger, ObjectDetectionLogger
-from ml_debugger.training import ClassificationTracer, ObjectDetectionTracer
+from ml_debugger.monitoring import (
+    ClassificationLogger,
+    ObjectDetection3DLogger,
+    ObjectDetectionLogger,
+)
+from ml_debugger.training import (
+    ClassificationTracer,
+    ObjectDetection3DTracer,
+    ObjectDetectionTracer,
+)
 
 # As the documentation writes them, without `self`: `*` begins keyword-only parameters.
 TRACER = {
@@ -58,10 +70,11 @@ DATA_FILTER = {
 }
 
 DETECTION = "n_class=None, score_thresh=None, iou_thresh=None, max_detections_per_image=None"
+DETECTION_3D = DETECTION.replace("per_image", "per_frame")
 
 
-def of_detection(methods: dict[str, str]) -> dict[str, str]:
-    return {**methods, "__init__": f"{methods['__init__']}, {DETECTION}"}
+def of_detection(methods: dict[str, str], more: str = DETECTION) -> dict[str, str]:
+    return {**methods, "__init__": f"{methods['__init__']}, {more}"}
 
 
 EVALUATOR = {
@@ -80,6 +93,11 @@ DOCUMENTED = [
         ObjectDetectionTracer: of_detection(TRACER),
         ObjectDetectionLogger: of_detection(LOGGER),
         ObjectDetectionDataFilter: of_detection(DATA_FILTER),
+        ObjectDetection3DTracer: of_detection(
+            TRACER, f"{DETECTION_3D}, pc_range=None, ground_truth_provider=None"
+        ),
+        ObjectDetection3DLogger: of_detection(LOGGER, DETECTION_3D),
+        ObjectDetection3DDataFilter: of_detection(DATA_FILTER, DETECTION_3D),
         Evaluator: EVALUATOR,
     }.items()
     for method, written in methods.items()
@@ -130,6 +148,9 @@ def test_documented_methods_have_a_docstring(owner, method, written):
         ObjectDetectionTracer,
         ObjectDetectionLogger,
         ObjectDetectionDataFilter,
+        ObjectDetection3DTracer,
+        ObjectDetection3DLogger,
+        ObjectDetection3DDataFilter,
     ],
 )
 def test_constructor_is_written_out_in_the_leaf(owner):

@@ -9,7 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = sorted((ROOT / "packages").iterdir())
-CODE = ["ml-debugger-core", "ml-debugger-classification", "ml-debugger-detection2d"]
+CODE = [
+    "ml-debugger-core",
+    "ml-debugger-classification",
+    "ml-debugger-detection2d",
+    "ml-debugger-detection3d",
+]
 
 
 def contents(wheel: Path) -> set[str]:

@@ -133,6 +133,55 @@ else:
 print("done")
 """
 
+DETECTION_3D = """
+import torch
+from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.object_detection_3d.output import Detection3DOutput
+from ml_debugger.training import ObjectDetection3DTracer
+
+
+class Middle(torch.nn.Module):
+    def forward(self, clouds):
+        sides = torch.tensor([4.0, 2.0, 1.5, 0.0])
+        return torch.stack([torch.cat([one.mean(0)[:3], sides]) for one in clouds])
+
+
+class MiddleTracer(ObjectDetection3DTracer):
+    @staticmethod
+    def detect(model):
+        return isinstance(model, Middle)
+
+    def _get_n_class(self, model):
+        return 2
+
+    def _parse_model_output(self, model_output):
+        label = torch.ones(1, dtype=torch.int64)
+        return [
+            Detection3DOutput(box[None], box[:1].abs().clamp(0, 1), label) for box in model_output
+        ]
+
+
+torch.manual_seed(0)
+model, clouds = Middle(), list(torch.randn(60, 9, 4))
+truths = {
+    str(at): {"boxes": box[None] + (at % 3) * torch.eye(7)[:1], "labels": [1]}
+    for at, box in enumerate(model(clouds))
+}
+with MiddleTracer(model, "middle", "v1", ground_truth_provider=truths) as tracer:
+    tracer(clouds, None, range(60), "val")
+for overlap in ("bev", "3d", "distance"):
+    result = Evaluator("middle", "v1").request_evaluation(options={"overlap": overlap})
+    assert len(result.samples()) == 60 and len(result.truths()) == 60
+try:
+    ObjectDetection3DTracer(torch.nn.Linear(2, 2), "linear", "v1")
+except UnsupportedModelError as error:
+    assert "MMDetection3D" in str(error), error
+else:
+    raise AssertionError
+print("done")
+"""
+
 THIRD_PARTY_NAMES = """
 from ml_debugger import data_filter, monitoring, training
 
@@ -181,6 +230,14 @@ def test_detection2d_needs_no_family_of_detectors(make_environment, tmp_path):
     runs(environment, DETECTION, tmp_path)
 
 
+def test_detection3d_needs_no_family_of_detectors(make_environment, tmp_path):
+    environment = make_environment("ml-debugger-detection3d")
+    installed = set(environment.has())
+    others = {"ml-debugger-classification", "ml-debugger-detection2d"}
+    assert not {*others, "torchvision", "mmdet3d", "mmdet", "mmcv"} & installed
+    runs(environment, DETECTION_3D, tmp_path)
+
+
 def test_a_third_party_task(make_environment, wheels, tmp_path):
     """The last steps undo the first: what is left works as if the rest had never been there."""
     third_party = "acme-ml-debugger-segmentation"
@@ -208,6 +265,7 @@ def test_the_meta_distribution_installs_all(make_environment, wheels, tmp_path):
         "ml-debugger-core",
         "ml-debugger-classification",
         "ml-debugger-detection2d",
+        "ml-debugger-detection3d",
     }
     runs(environment, CLASSIFICATION, tmp_path)
 

@@ -12,6 +12,7 @@ from ml_debugger.data_filter import (
     ClassificationDataFilter,
     CommonDataFilter,
     FilterConfig,
+    ObjectDetection3DDataFilter,
     ObjectDetectionDataFilter,
     SamplingConfig,
 )
@@ -22,17 +23,26 @@ from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import (
     ClassificationLogger,
     MonitoringLogger,
+    ObjectDetection3DLogger,
     ObjectDetectionLogger,
 )
 from ml_debugger.monitoring.classification.classification_torchlogger import (
     ClassificationTorchLogger,
 )
-from ml_debugger.training import ClassificationTracer, ObjectDetectionTracer, TrainingTracer
+from ml_debugger.training import (
+    ClassificationTracer,
+    ObjectDetection3DTracer,
+    ObjectDetectionTracer,
+    TrainingTracer,
+)
 from ml_debugger.training.classification.classification_torchtracer import (
     ClassificationTrainingTorchTracer,
 )
 from ml_debugger.training.object_detection.object_detection_torchtracer import (
     ObjectDetectionTrainingTorchTracer,
+)
+from ml_debugger.training.object_detection_3d.object_detection_3d_torchtracer import (
+    ObjectDetection3DTrainingTorchTracer,
 )
 
 
@@ -46,6 +56,19 @@ def detect(model: nn.Module, images: Any, truths: Any) -> None:
         assert_type(picker(images, ["a"]), tuple[Any, list[bool | None]])
     with ObjectDetectionLogger(model, "faster_rcnn", "v1") as logger:
         logger(images)
+
+
+def detect_in_space(model: nn.Module, clouds: Any, truths: Any) -> None:
+    tracer = ObjectDetection3DTracer(
+        model, "centerpoint", "v1", pc_range=[-50, -50, -5, 50, 50, 3], ground_truth_provider={}
+    )
+    assert_type(tracer, ObjectDetection3DTrainingTorchTracer)
+    assert_type(tracer(clouds, truths, ["a"]), Any)
+    strategy = BBoxStrategy(weight_column="pred_size")
+    with ObjectDetection3DDataFilter(model, "centerpoint", "v1", filter_config=strategy) as picker:
+        assert_type(picker(clouds, ["a"]), tuple[Any, list[bool | None]])
+    with ObjectDetection3DLogger(model, "centerpoint", "v1", max_detections_per_frame=9) as logger:
+        logger(clouds)
 
 
 def trace(model: nn.Module, images: Any, labels: Any) -> None:

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_debugger.object_detection import statistics as module
+from ml_debugger.core.detection import surroundings as module
+from ml_debugger.core.detection.surroundings import Candidates
+from ml_debugger.object_detection import statistics as ours
 from ml_debugger.object_detection.output import Detections, HeadRows
 from ml_debugger.object_detection.statistics import (
     HIDDEN,
     NAMES,
-    Candidates,
     hidden,
     pairwise_iou,
     statistics,
@@ -157,7 +158,7 @@ def test_many_boxes_are_compared_a_few_at_a_time(monkeypatch):
         shapes.append(found.shape)
         return found
 
-    monkeypatch.setattr(module, "pairwise_iou", noted)
+    monkeypatch.setattr(ours, "COMPARISON", ours.COMPARISON._replace(iou=noted))
     candidates = Candidates.of(head)
     found = statistics(seen, candidates, made_by, SIZE)
     about = hidden(seen, candidates)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core.capture import Capture
-from ml_debugger.object_detection_3d.adapters import adapter_of
+from ml_debugger.object_detection_3d.adapters import FAMILIES as KNOWN
 from ml_debugger.object_detection_3d.adapters.base import DetectionAdapter
 from ml_debugger.object_detection_3d.output import FrameOutput, HeadRows
 
@@ -92,7 +92,7 @@ class Run(NamedTuple):
 @cache
 def traced(name: str) -> Run:
     model = smaller(name)
-    adapter = adapter_of(model)
+    adapter = KNOWN.of(model)
     assert adapter is not None
     bare = predicted(model, name)
     return Run(model, adapter, bare, *read(model, adapter, name))

@@ -15,9 +15,7 @@ def made(count: int = 50, labels: int = 3, width: int = 9, *, each: bool = False
     shape = (count, labels, width) if each else (count, width)
     boxes = torch.rand(shape, generator=generator) * 20
     boxes[..., 6] = torch.rand(shape[:-1], generator=generator) * 6 - 3
-    return HeadRows(
-        scores, boxes, scores.logit(), torch.zeros(count, 3, dtype=torch.int64), lambda _: {}
-    )
+    return HeadRows(scores, boxes, scores.logit(), lambda _: {})
 
 
 def kept(rows: HeadRows, at: Tensor, labels: Tensor) -> Detections:

@@ -43,8 +43,8 @@ class TaskSchema:
         name: The task's name.
         extracted_feature: Columns of predicted units.
         ground_truth: Columns of actual units.
-        inputs: Columns of inputs that the task itself fills, with ints or floats; from them it
-            is told how much was probably missed in an input.
+        inputs: Columns of inputs that the task itself fills, with ints, floats or texts; from the
+            numbers it is told how much was probably missed in an input.
         statistics: Names of the columns of `statistics`.
         aspects: Ways in which a unit can be wrong, each asked of units that are right in those
             before; of each there is an estimate, `<aspect>_error_proba`.
@@ -90,12 +90,13 @@ class Units(Generic[Values]):
             and `statistics`: numbers that may speak for or against a unit, such as a box's size.
         counts: How many units each input has, shape (inputs,), int32; units lie in the order of
             their inputs. None where every input has exactly one.
-        inputs: The schema's columns of inputs, shape (inputs,), of predicted units.
+        inputs: The schema's columns of inputs, shape (inputs,), of predicted units; texts are a
+            list, or an array of objects on the way out.
     """
 
     columns: Mapping[str, Values]
     counts: Values | None = None
-    inputs: Mapping[str, Values] = field(default_factory=dict)
+    inputs: Mapping[str, Values | Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return next((len(values) for values in self.columns.values()), 0)

@@ -195,6 +195,14 @@ class Tracer(ABC):
             first = next(iter(first.values()), None)
         return batch_size(first) if isinstance(first, Tensor) else None
 
+    def ground_truth_of(self, input_ids: Sequence[str]) -> Any:
+        """Return what is true of the inputs of a call that was given no ground truth, or None.
+
+        Raises:
+            InputError: It should be known, and is not.
+        """
+        return None
+
     def run_model(self, model_input: Any) -> Any:
         """Call the model; a mapping is passed as keyword arguments."""
         args, kwargs = arguments_of(model_input)
@@ -319,8 +327,9 @@ class Tracer(ABC):
         call = self._checked(ground_truth, input_ids, inputs, dataset_type, n_epoch, kwargs)
         with self._capture.recording() as activations:
             output = self.run_model(model_input)
+        truth = call.pop("ground_truth")
         saved = self._parse_and_save_io_data(
-            model_input, output, ground_truth, activations=activations, **call
+            model_input, output, truth, activations=activations, **call
         )
         return output, saved
 
@@ -336,10 +345,13 @@ class Tracer(ABC):
         """Check all that can be checked before the model runs."""
         given = dict(kwargs)
         ids = as_input_ids(input_ids, inputs)
+        if ground_truth is None:
+            ground_truth = self.ground_truth_of(ids)
         labels = {} if ground_truth is None else self._label_fields.take(given, len(ids))
         if ground_truth is not None:
             self.parse_ground_truth(ground_truth, len(ids))
         call = {
+            "ground_truth": ground_truth,
             "input_ids": ids,
             "dataset_type": as_name(dataset_type, "dataset_type"),
             "n_epoch": as_epoch(n_epoch),
@@ -412,7 +424,7 @@ class Tracer(ABC):
                 recorded_at=time.time_ns(),
                 predicted=copies.units(predicted, activations.owns),
                 actual=None if actual is None else copies.units(actual, lambda _tensor: False),
-                fields={**fields, **{k: v.tolist() for k, v in predicted.inputs.items()}},
+                fields={**fields, **{k: _listed(v) for k, v in predicted.inputs.items()}},
                 label_fields=label_fields,
                 ready=copies.wait if copies.pending else None,
             )
@@ -458,6 +470,7 @@ class Tracer(ABC):
             counted = [first + at for at in inputs]
             names = counted if ids is None else ids[inputs.start : inputs.stop]
             call = self._checked(truth, names, len(inputs), dataset_type, n_epoch, values)
+            truth = call.pop("ground_truth")
             self._parse_and_save_io_data(
                 model_input, output, truth, activations=activations, **call
             )
@@ -512,6 +525,10 @@ class Tracer(ABC):
 def arguments_of(model_input: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Return the arguments that the model is called with."""
     return ((), model_input) if isinstance(model_input, Mapping) else ((model_input,), {})
+
+
+def _listed(values: Tensor | Sequence[str]) -> list[Any]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def _device_of(output: Any) -> torch.device:

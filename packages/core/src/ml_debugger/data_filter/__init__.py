@@ -16,5 +16,8 @@ if TYPE_CHECKING:  # what type checkers know; at run time any installed task's n
     from ml_debugger.object_detection.task import (
         ObjectDetectionDataFilter as ObjectDetectionDataFilter,
     )
+    from ml_debugger.object_detection_3d.task import (
+        ObjectDetection3DDataFilter as ObjectDetection3DDataFilter,
+    )
 else:
     __getattr__, __dir__ = facade(__name__, suffix="DataFilter", slot="data_filter")

@@ -82,8 +82,8 @@ class Evaluator:
                 every data set but "train"), `zones` (rules instead of fitted ones), `stable_risk`
                 and `operational_risk` (error rates that `stable_coverage`, 0.01, and
                 `operational_coverage`, 0.1, may have), `seed`, `max_references`,
-                `error_proba_thresh`, `aligned_iou` and `matched_iou` (of detectors),
-                `class_names` (for reports).
+                `error_proba_thresh`, `aligned_iou` and `matched_iou` (of detectors), `overlap` (of
+                boxes in space: "bev", "3d" or "distance"), `class_names` (for reports).
 
         Returns:
             The result; None on ranks other than the primary.

@@ -69,7 +69,8 @@ class MonitoringLogger(InferenceTracer):
         except UnsupportedModelError:  # left to an overridden `_parse_and_save_io_data`
             inputs = len(model_input) if isinstance(model_input, list | tuple) else guess
         call = self._checked(None, unique_ids(inputs), None, dataset_type, self.n_epoch, kwargs)
-        self._parse_and_save_io_data(model_input, output, None, activations=activations, **call)
+        truth = call.pop("ground_truth")
+        self._parse_and_save_io_data(model_input, output, truth, activations=activations, **call)
         return output
 
     def health(

@@ -11,5 +11,8 @@ __path__ = extend_path(__path__, __name__)  # task packages keep their leaves in
 if TYPE_CHECKING:  # what type checkers know; at run time any installed task's name resolves
     from ml_debugger.classification.task import ClassificationTracer as ClassificationTracer
     from ml_debugger.object_detection.task import ObjectDetectionTracer as ObjectDetectionTracer
+    from ml_debugger.object_detection_3d.task import (
+        ObjectDetection3DTracer as ObjectDetection3DTracer,
+    )
 else:
     __getattr__, __dir__ = facade(__name__, suffix="Tracer", slot="tracer")

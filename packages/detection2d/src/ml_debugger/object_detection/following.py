@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def _scaled(units: Units[Array], scale: Floats) -> Units[Array]:
     return replace(units, columns={**units.columns, **dict(zip(CORNERS, corners, strict=True))})
 
 
-def _scale(inputs: Mapping[str, Array], other: Mapping[str, Array]) -> Floats:
+def _scale(inputs: Mapping[str, Any], other: Mapping[str, Any]) -> Floats:
     """Return what to multiply older corners by, shape (images, 4); 1 where a size is unknown."""
     older, newer = (
         np.stack([np.asarray(one[name], np.float64) for name in ("image_width", "image_height")], 1)

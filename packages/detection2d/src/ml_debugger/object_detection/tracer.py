@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.capture import Activations
+from ml_debugger.core.detection.surroundings import Candidates
 from ml_debugger.core.detection.tracer import DetectionTracer
 from ml_debugger.core.detection.units import checked, predicted_units
 from ml_debugger.core.layers import unwrap
@@ -19,7 +20,7 @@ from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import DetectionOutput, Frame, ImageOutput, NMSConfig
 from ml_debugger.object_detection.pooling import pool_boxes
 from ml_debugger.object_detection.schema import SCHEMA
-from ml_debugger.object_detection.statistics import HIDDEN, Candidates, hidden, statistics
+from ml_debugger.object_detection.statistics import HIDDEN, hidden, statistics
 
 
 class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):

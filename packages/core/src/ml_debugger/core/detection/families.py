@@ -16,16 +16,19 @@ class Families(Generic[Known]):
     """The families of detectors that a task knows: its own, and those of other packages.
 
     A package adds one by an entry point whose value is a class of adapters; those are asked first.
+
+    Attributes:
+        group: The group of the entry points.
     """
 
     def __init__(self, group: str, ours: Sequence[type[Known]]) -> None:
         """Take the group of the entry points, and the classes that come with the task."""
-        self._group, self._ours = group, ours
+        self.group, self._ours = group, ours
 
     @cached_property
     def known(self) -> tuple[Known, ...]:
         """An instance of every known adapter, in the order in which they are asked."""
-        others = sorted(entry_points(group=self._group), key=lambda entry: entry.name)
+        others = sorted(entry_points(group=self.group), key=lambda entry: entry.name)
         return tuple(make() for make in (*(entry.load() for entry in others), *self._ours))
 
     def of(self, model: nn.Module) -> Known | None:

@@ -130,9 +130,10 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
         if not self.detect(model):
             known = ", ".join(one.family for one in self.families.known)
             raise UnsupportedModelError(
-                f"{type(model).__name__} is no detector that is known; known are {known}. Write a "
-                "DetectionAdapter, or derive from this class and override detect and "
-                "_parse_model_output"
+                f"{type(model).__name__} is no detector that is known; known are {known}. Install "
+                f"a package with an adapter for it (entry points in {self.families.group}), write "
+                "a DetectionAdapter, or derive from this class and override detect, _get_n_class "
+                "and _parse_model_output"
             )
         adapter = self.families.of(unwrap(model))
         if adapter is not None:

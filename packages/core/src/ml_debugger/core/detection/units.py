@@ -1,7 +1,7 @@
 """From what a detector said of a batch to columns of units: one a visible box."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
@@ -38,7 +38,9 @@ class BoxOutput:
 Output = TypeVar("Output", bound=BoxOutput)
 
 
-def checked(outputs: object, kind: type[Output], columns: Sequence[str]) -> list[Output]:
+def checked(
+    outputs: object, kind: type[Output], columns: Sequence[str], optional: Sequence[str] = ()
+) -> list[Output]:
     """Return the outputs of a batch, if that is what they are.
 
     Inputs without boxes are given the vectors that the others have, in no rows.
@@ -47,6 +49,7 @@ def checked(outputs: object, kind: type[Output], columns: Sequence[str]) -> list
         outputs: What `_parse_model_output` returned.
         kind: What it has to be a sequence of.
         columns: What makes a box, d of them.
+        optional: What boxes may have beside these, all of it or nothing.
 
     Raises:
         UnsupportedModelError: They are something else, or do not fit together.
@@ -63,14 +66,15 @@ def checked(outputs: object, kind: type[Output], columns: Sequence[str]) -> list
                 else ""
             )
         )
-    width = len(columns)
+    widths = {len(columns): None, len(columns) + len(optional): None}
     for number, one in enumerate(outputs):
-        lengths = {"boxes": len(one.boxes), "scores": len(one.scores), "labels": len(one.labels)}
-        lengths |= {name: len(values) for name, values in _vectors(one).items()}
-        if len(set(lengths.values())) > 1 or one.boxes.shape[1:] != (width,):
+        given = {each.name: getattr(one, each.name) for each in fields(one)} | _vectors(one)
+        lengths = {name: len(each) for name, each in given.items() if isinstance(each, Tensor)}
+        if len(set(lengths.values())) > 1 or one.boxes.shape[1:] not in [(n,) for n in widths]:
+            expected = " or ".join(f"(n, {width})" for width in widths)
             raise UnsupportedModelError(
                 f"{kind.__name__} of input {number} does not fit together: {lengths}, boxes "
-                f"{tuple(one.boxes.shape)}; expected one of each for every box, boxes (n, {width})"
+                f"{tuple(one.boxes.shape)}; expected one of each for every box, boxes {expected}"
             )
     return _alike(outputs)
 
@@ -110,7 +114,7 @@ def predicted_units(
     outputs: Sequence[BoxOutput],
     boxes: Mapping[str, Tensor],
     features: Mapping[str, Sequence[Tensor]],
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor | Sequence[str]],
 ) -> Units[Tensor]:
     """Put the boxes of a batch below each other.
 

@@ -248,7 +248,7 @@ def _inputs(
     table = table.append_column("expected_wrong", pa.array(expected))
     if "missed" not in table.column_names:
         return None, table
-    names = tuple(column.name for column in schema.inputs)
+    names = tuple(column.name for column in schema.inputs if column.type is not str)
     known = {name: table.column(name).to_numpy() for name in names}
     predictors = predictors_of(known, counts, error_proba, units.score)
     _, groups = np.unique(table.column("input_id").to_numpy(), return_inverse=True)

@@ -146,7 +146,11 @@ class _Side:
         schema = task.schema
         inputs = result.inputs(as_="arrow")
         known = {
-            one.name: np.asarray(numbers(inputs, one.name), np.float64)[rows]
+            one.name: (
+                texts(inputs, one.name)
+                if one.type is str
+                else np.asarray(numbers(inputs, one.name), np.float64)
+            )[rows]
             for one in schema.inputs
             if one.name in inputs.column_names
         }

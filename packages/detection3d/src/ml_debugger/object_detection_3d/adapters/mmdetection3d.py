@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection_3d.adapters.base import Calls, DetectionAdapter
-from ml_debugger.object_detection_3d.families import is_a
+from ml_debugger.object_detection_3d.adapters.mmdetection3d_ops import require_ops
+from ml_debugger.object_detection_3d.clouds import count_frames
 from ml_debugger.object_detection_3d.output import (
     Convention,
     Detections,
@@ -63,6 +65,10 @@ class MMDetection3DBase(DetectionAdapter):
         return is_a(model, *_DETECTORS) and self._knows(head_of(model))
 
     @override
+    def accept(self, model: nn.Module) -> None:
+        require_ops(model)
+
+    @override
     def taps(self, model: nn.Module) -> dict[str, str]:
         return {"model": "", "head": head_path(model)}
 
@@ -98,16 +104,7 @@ class MMDetection3DBase(DetectionAdapter):
 
     @override
     def images(self, model_input: Any) -> int | None:
-        if isinstance(model_input, Mapping):
-            samples = model_input.get("data_samples")
-            if isinstance(samples, Sequence):
-                return len(samples)
-            model_input = model_input.get("inputs", model_input)
-        if isinstance(model_input, Mapping):
-            model_input = model_input.get("points", model_input.get("img"))
-        if isinstance(model_input, Tensor):  # one cloud (n, c), or a batch
-            return len(model_input) if model_input.ndim > 2 else 1
-        return len(model_input) if isinstance(model_input, Sequence) else None
+        return count_frames(model_input)
 
     def _changes(self, model: nn.Module, config: NMSConfig) -> dict[str, Any]:
         """Return which settings are wished to be other than they are.

@@ -188,6 +188,6 @@ def _read(
         scores.float(),
         meta["box_type_3d"](boxes, box_dim=head.box_code_size).tensor,
         torch.cat(list(logits)),
-        cells,
         features_at(maps, cells),
+        cells,
     )

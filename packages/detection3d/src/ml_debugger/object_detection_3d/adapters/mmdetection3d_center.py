@@ -125,8 +125,8 @@ class MMDetection3DCenter(MMDetection3DBase):
                         ],
                         1,
                     ),
-                    cells,
                     features_at([maps[i]], cells),
+                    cells,
                 )
             )
         return found

@@ -32,6 +32,8 @@ class MMDetection3DMono(MMDetection3DBase):
     reads there.
     """
 
+    frame = "camera"
+
     @override
     def n_class(self, model: nn.Module) -> int:
         return int(head_of(model).num_classes)
@@ -95,8 +97,8 @@ class MMDetection3DSMOKE(MMDetection3DMono):
                     flat(scores[i], each).float(),
                     boxes.reshape(-1, each, width),
                     flat(layer.output[i].detach(), each),
-                    cells,
                     features_at([layer.args[0][i].detach()], cells),
+                    cells,
                 )
             )
         return found
@@ -167,8 +169,8 @@ class MMDetection3DFCOS(MMDetection3DMono):
                     _scores(head, said, i).float(),
                     meta["box_type_3d"](boxes, box_dim=width, origin=_MIDDLE).tensor,
                     torch.cat([flat(one[i], head.cls_out_channels) for one in logits]),
-                    cells,
                     features_at([one[i] for one in maps], cells),
+                    cells,
                 )
             )
         return found

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import UnsupportedModelError
-from ml_debugger.object_detection_3d.families import is_a
 
 #: The operator that each module calls and that MMCV has for GPUs only; that which a model calls
 #: first comes first.

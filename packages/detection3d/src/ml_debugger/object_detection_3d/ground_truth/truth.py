@@ -6,9 +6,9 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.given import as_tensor, class_numbers, first
-from ml_debugger.object_detection_3d.families import is_a
 from ml_debugger.object_detection_3d.frames import Convention, Frame, from_mmdet3d
 
 _MMDET3D: dict[str, Convention] = {

@@ -1,0 +1,1 @@
+"""Picking data for 3D object detectors."""

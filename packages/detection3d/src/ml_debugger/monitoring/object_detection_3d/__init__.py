@@ -1,0 +1,1 @@
+"""Watching 3D object detectors in use."""

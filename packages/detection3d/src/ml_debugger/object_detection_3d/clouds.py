@@ -1,0 +1,56 @@
+"""What a 3D detector is given, and what of it is looked at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ml_debugger.core.errors import InputError
+from ml_debugger.core.given import as_tensor
+
+#: x, y and z where the part that is looked at begins, then where it ends, in metres.
+Range = tuple[float, float, float, float, float, float]
+
+
+def count_frames(model_input: Any) -> int | None:
+    """Return how many frames a model input holds; None where it does not tell.
+
+    A point cloud is one frame, a list has one in each entry, and a batch one in each row. A dict is
+    MMDetection3D's: `data_samples`, `inputs`, or `points` or `img` (with `img_metas`).
+    """
+    if isinstance(model_input, Mapping):
+        samples = model_input.get("data_samples")
+        if isinstance(samples, Sequence):
+            return len(samples)
+        model_input = model_input.get("inputs", model_input)
+    if isinstance(model_input, Mapping):
+        model_input = model_input.get("points", model_input.get("img"))
+    if isinstance(model_input, Tensor):  # one cloud (n, c), or a batch
+        return len(model_input) if model_input.ndim > 2 else 1
+    sequence = isinstance(model_input, Sequence) and not isinstance(model_input, str)
+    return len(model_input) if sequence else None
+
+
+def as_range(given: Any) -> Range | None:
+    """Read `pc_range`.
+
+    Raises:
+        InputError: It is not six finite numbers, each of the last three above one of the first.
+    """
+    if given is None:
+        return None
+    found = as_tensor(given, "pc_range").double()
+    if found.shape != (6,) or not torch.isfinite(found).all() or (found[:3] >= found[3:]).any():
+        raise InputError(
+            f"pc_range is {given!r}; expected x_min, y_min, z_min, x_max, y_max, z_max in metres, "
+            "each least below its most"
+        )
+    x0, y0, z0, x1, y1, z1 = found.tolist()
+    return x0, y0, z0, x1, y1, z1
+
+
+def inside(boxes: Tensor, pc_range: Range) -> Tensor:
+    """Tell which boxes (n, 7 or more) have their centre in a range, shape (n,), bool."""
+    centre, ends = boxes[:, :3].double(), torch.tensor(pc_range, dtype=torch.float64)
+    return ((centre >= ends[:3]) & (centre <= ends[3:])).all(1)

@@ -1,0 +1,1 @@
+"""Tracing 3D object detectors while they are trained."""
