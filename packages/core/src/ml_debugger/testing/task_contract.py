@@ -14,6 +14,7 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
+from ml_debugger.core.capture import Activations
 from ml_debugger.core.errors import InputError, UnsupportedModelError
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.query import FilterConfig
@@ -200,7 +201,7 @@ class TaskContract(ABC):
         """
         with self._tracer() as tracer:
             with pytest.raises(UnsupportedModelError, match=r"\w"):
-                tracer.parse_output(object(), {})
+                tracer.parse_output(object(), Activations())
             with pytest.raises(InputError, match=r"\w"):
                 tracer.parse_ground_truth(object(), None)
             with pytest.raises(InputError, match=r"\w"):

@@ -1,10 +1,10 @@
 """From a detector's output and ground truth to units: one a visible box."""
 
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from typing_extensions import override
 from ml_debugger.core.capture import Activations, Call, Capture
 from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
 from ml_debugger.core.layers import Layer, unwrap
-from ml_debugger.core.records import Units
+from ml_debugger.core.records import Settings, Units
 from ml_debugger.core.tracer import Tracer
 from ml_debugger.object_detection.adapters import adapter_of, adapters
 from ml_debugger.object_detection.adapters.base import DetectionAdapter
@@ -118,8 +118,9 @@ class ObjectDetectionTorchTracer(Tracer):
 
     @property
     def nms_config(self) -> NMSConfig:
-        """The settings that decide which boxes the user sees."""
-        return self._config
+        """The settings that decide which boxes the user sees, as they are now."""
+        now = self._get_nms_config(unwrap(self.model))
+        return now.model_copy(update=self._held) if self._held else now
 
     @override
     def accept(self, model: nn.Module) -> None:
@@ -137,6 +138,11 @@ class ObjectDetectionTorchTracer(Tracer):
         return {} if adapter is None else adapter.layers(model)
 
     @override
+    def settings(self) -> Settings:
+        wanted = self._wanted.model_dump(exclude_none=True)
+        return {**self.nms_config.model_dump(), **wanted}
+
+    @override
     def hook(self, model: nn.Module) -> Capture:
         inner = unwrap(model)
         adapter = self._adapter = adapter_of(inner)
@@ -149,23 +155,27 @@ class ObjectDetectionTorchTracer(Tracer):
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True)
             if wanted:
-                give_back = lend(inner, before, self._wanted, self._applier(adapter))
-                # it acts once: when closed, or else when forgotten
-                self._restore = weakref.finalize(self, give_back)
+                self._restore = lend(inner, before, self._wanted, self._applier(adapter))
+                now = self._get_nms_config(inner)
+                self._held = {k: v for k, v in wanted.items() if getattr(now, k) != v}
                 if adapter is None:
                     _warn_of_lost(wanted, before)
         except BaseException:
+            self._restore()
             capture.close()
             raise
-        self._config = before.model_copy(update=wanted)
         return capture
 
     @override
-    def close(self) -> None:
+    def unhook(self) -> None:
         try:
             self._restore()
         finally:
-            super().close()
+            super().unhook()
+
+    def __del__(self) -> None:
+        """Give a model its settings back if the tracer was forgotten."""
+        self._restore()
 
     @contextmanager
     @override
@@ -210,13 +220,31 @@ class ObjectDetectionTorchTracer(Tracer):
         features = [
             self._features(one, at, len(outputs), activations) for at, one in enumerate(outputs)
         ]
-        return _units(outputs, features, self._layers)
+        return _units(outputs, features, activations.layers)
 
     @override
     def parse_ground_truth(self, ground_truth: Any, inputs: int | None) -> Units[Tensor]:
         frame = "original" if self._adapter is None else self._adapter.frame
-        return _actual(read_ground_truth(ground_truth, inputs, frame=frame))
+        units = _actual(read_ground_truth(ground_truth, inputs, frame=frame))
+        self._warn_of_labels(units["label"])
+        return units
 
+    def _warn_of_labels(self, labels: Tensor) -> None:
+        """Say once if there are true boxes that the model can never get right."""
+        background = None if self._adapter is None else self._adapter.background
+        odd = labels[(labels >= self.n_class) | (labels == background)]
+        if len(odd) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"true boxes have the labels {sorted(set(odd.tolist()))}, which "
+                f"{type(self.model).__name__} never gives: its own are below {self.n_class}"
+                + ("" if background is None else f", and {background} stands for background")
+                + ". Number labels as the model does; as they are, these boxes count as errors",
+                stacklevel=2,
+            )
+
+    _warned = False
+    _held: Mapping[str, Any] = MappingProxyType({})  # wishes that no model keeps: `parse` does
     _restore: Callable[[], Any] = staticmethod(_nothing)
 
     def _known(self, model: nn.Module, method: str) -> DetectionAdapter:
@@ -252,7 +280,7 @@ class ObjectDetectionTorchTracer(Tracer):
         """Return the feature vectors of an image's boxes, for each target layer."""
         given = dict(image.features or {})
         found = {}
-        for alias, layer in self._layers.items():
+        for alias, layer in activations.layers.items():
             own = next((a for a, path in self._own.items() if path == layer.path), alias)
             if own in given:
                 found[alias] = given[own]

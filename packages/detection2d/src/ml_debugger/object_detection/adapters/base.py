@@ -27,11 +27,13 @@ class DetectionAdapter(ABC):
         family: What the family is called, for messages.
         frame: In which image's pixels its boxes are: those of the image that the user loaded, or
             of what the network saw. Ground truth that holds both is read in the same.
+        background: The label that stands for nothing, where the model numbers it.
         silence: What to say where a tapped module did not run.
     """
 
     family: ClassVar[str]
     frame: ClassVar[Frame] = "original"
+    background: ClassVar[int | None] = None
     silence: ClassVar[str] = "was the model compiled, scripted or exported, or did it return early?"
 
     @abstractmethod
