@@ -866,3 +866,44 @@ def test_labels_that_the_model_never_gives_are_told_once():
         with pytest.warns(UserWarning, match=r"labels \[0, 9\].*below 4, and 0 stands for backgr"):
             tracer(given, wrong, ["a", "b"], "val")
         tracer(given, wrong, ["c", "d"], "val")
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_layer_of_an_image_of_unknown_size_is_averaged_over_places(home, tokens):
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.flat = nn.Conv2d(3, 5, 1), nn.Flatten(2)
+
+        def forward(self, images):
+            return self.flat(self.layer(images))
+
+    class CustomTracer(ObjectDetectionTracer):
+        @staticmethod
+        def detect(model):
+            return True
+
+        def _get_n_class(self, model):
+            return 2
+
+        def _parse_model_output(self, model_output, img_sizes):
+            box, one = torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1)
+            return [DetectionOutput(box, one, one.long()) for _ in model_output]
+
+    class Transposed(Custom):
+        def __init__(self):
+            super().__init__()
+            self.flat = nn.Sequential(nn.Flatten(2), Swapped())
+
+    class Swapped(nn.Module):
+        def forward(self, values):
+            return values.transpose(1, 2)
+
+    model = Transposed() if tokens else Custom()
+    given = torch.rand(2, 3, 6, 8)
+    layers = {"of": "flat" if tokens else "layer"}
+    with CustomTracer(model, "m", "v", layers) as tracer, torch.no_grad():
+        tracer(given, None, ["a", "b"], "val")
+        expected = model.layer(given).mean((2, 3)).numpy()
+    found, _ = stored()
+    np.testing.assert_allclose(found["predicted/feature.of"], expected, atol=1e-6)

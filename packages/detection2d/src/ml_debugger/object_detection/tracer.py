@@ -449,8 +449,9 @@ def _of_layer(values: Tensor, image: DetectionOutput, number: int) -> Tensor:
     if values.ndim == 4 and image.size is not None:
         return pool_boxes(values[number], image.boxes.float(), image.size, image.placement)
     one = values[number].float()
-    vector = one.flatten(1).mean(0) if one.ndim > 1 else one
-    return vector.expand(len(image), -1)
+    if one.ndim > 1:  # a map of an image whose size is not known, or a row for each part of it
+        one = one.flatten(1).mean(1) if one.ndim > 2 else one.mean(0)
+    return one.expand(len(image), -1)
 
 
 def _units(
