@@ -347,7 +347,7 @@ def test_logging_without_a_result(home: Path) -> None:
                 assert torch.equal(logger(batch), network()(batch))
         health = logger.health(window=200)
     assert health["n"].tolist() == [200, 200, 100]
-    assert list(health.columns) == ["start", "end", "n", "mean_score", "not_finite"]
+    assert list(health.columns) == ["start", "end", "inputs", "n", "mean_score", "not_finite"]
     with torch.no_grad():
         scores = network()(POOL[:200]).softmax(1).max(1).values
     assert health["mean_score"][0] == pytest.approx(float(scores.mean()), abs=1e-6)

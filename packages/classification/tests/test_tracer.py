@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,9 @@ from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
     EndpointError,
+    EpochError,
     InputError,
+    StrategyError,
     SyncError,
     UnsupportedModelError,
 )
@@ -255,6 +257,117 @@ def test_several_threads_share_a_tracer(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), expected[row])
 
 
+def number(batch: Tensor) -> int:
+    """Return which row of X a batch begins with."""
+    return int((batch[:1] == X).all(1).nonzero()[0])
+
+
+class Paced(nn.Module):
+    """Lets calls wait for each other by what is in their first input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.begun = {at: threading.Event() for at in range(10)}
+        self.may_end = {at: threading.Event() for at in range(10)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = number(x)
+        self.begun[at].set()
+        assert self.may_end[at].wait(60)
+        if at == 9:
+            raise RuntimeError("out of memory")
+        found: Tensor = self.net(x)
+        return found
+
+    def let(self, *rows: int) -> None:
+        for row in rows:
+            self.may_end[row].set()
+
+
+def paced(home: Path) -> tuple[ClassificationTracer, Paced]:
+    model = Paced().eval()
+    return ClassificationTracer(model, "net", "v1", {"a": "net.0"}, home=home), model
+
+
+def in_threads(model: Paced, batches: list[Tensor]) -> list[threading.Thread]:
+    """Begin calls in this order, all of which then are under way."""
+
+    def call(batch: Tensor) -> None:
+        with torch.no_grad(), suppress(RuntimeError):
+            model(batch)
+
+    threads = []
+    for batch in batches:
+        thread = threading.Thread(target=call, args=(batch,))
+        thread.start()
+        assert model.begun[number(batch)].wait(60)
+        threads.append(thread)
+    return threads
+
+
+def join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_attached_keeps_the_calls_of_several_threads_apart(tmp_path: Path) -> None:
+    t, model = paced(tmp_path)
+    with t, t.attached(Y[:6], [f"i{at}" for at in range(6)], "val", 0):
+        first, second, third = in_threads(model, [X[:1], X[1:3], X[3:6]])
+        for rows, thread in (((1,), second), ((3,), third), ((0,), first)):
+            model.let(*rows)
+            join([thread])
+    found = records(tmp_path)
+    assert sorted(found["ids"]) == [f"i{at}" for at in range(6)]
+    with torch.no_grad():
+        expected = network()(X)
+    for name, logits in zip(found["ids"], found["logits"], strict=True):
+        torch.testing.assert_close(torch.from_numpy(logits), expected[int(name[1:])])
+    labels = found["found"].column("actual/label").tolist()
+    assert labels == [int(Y[int(name[1:])]) for name in found["ids"]]
+
+
+def test_a_failed_call_within_attached_takes_no_ids(tmp_path: Path) -> None:
+    t, model = paced(tmp_path)
+    model.let(9)
+    with t, torch.no_grad():
+        with t.attached(None, range(2)):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                model(X[9:])
+            model.let(0)
+            model(X[:2])
+            assert t._capture._passes.current is None  # nothing is kept of what failed
+        model.may_end[9].clear()
+        # one that began later has the ids behind it
+        with t.attached(None, ["lost", "c", "d", "e", "f"]):
+            threads = in_threads(model, [X[9:], X[2:6]])
+            model.let(9)
+            join(threads[:1])
+            model.let(2)
+            join(threads[1:])
+        with t.attached(None, ["a", "b"]):
+            join(in_threads(model, [X[9:]]))
+            model(X[:2])
+    assert records(tmp_path)["ids"] == ["0", "1", "c", "d", "e", "f", "a", "b"]
+
+
+def test_attached_does_not_end_in_silence_before_its_calls(tmp_path: Path) -> None:
+    t, model = paced(tmp_path)
+    with t:
+        with (
+            pytest.raises(InputError, match="ended before calls of the model in other threads"),
+            t.attached(None, range(2)),
+        ):
+            threads = in_threads(model, [X[:2]])
+        model.let(0)
+        join(threads)
+        with torch.no_grad():
+            t(X[:2], None, ["a", "b"])
+    assert records(tmp_path)["ids"] == ["a", "b"]
+
+
 def test_a_traced_model_inside_a_traced_model(tmp_path: Path) -> None:
     inner = network()
     inside = ClassificationTracer(inner, "inner", "v1", home=tmp_path)
@@ -366,6 +479,27 @@ for i in range(100):
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env={**os.environ})
     assert len(records(tmp_path)["ids"]) == 200
+
+
+def test_closing_during_a_call_is_said_in_that_call(tmp_path: Path) -> None:
+    t = tracer(tmp_path)
+    handle = t.model[1].register_forward_hook(lambda *_: t.close())
+    with pytest.raises(InputError, match="closed before this call of the model ended"):
+        t(X, Y, range(10))
+    assert torch.equal(t.model(X), network()(X))
+    handle.remove()
+    assert records(tmp_path)["found"].inputs == 0
+
+
+def test_closing_within_attached_is_said_in_the_next_call(tmp_path: Path) -> None:
+    t = tracer(tmp_path)
+    with torch.no_grad(), t.attached(None, range(2)):
+        t.model(X[:2])
+        t.close()
+        with pytest.raises(InputError, match="closed before this call of the model ended"):
+            t.model(X[:2])
+    assert torch.equal(t.model(X), network()(X))
+    assert records(tmp_path)["ids"] == ["0", "1"]
 
 
 def test_closing_twice_is_fine_and_leaves_the_model_alone(tmp_path: Path) -> None:
@@ -581,3 +715,124 @@ def test_a_list_of_images_is_not_counted_by_the_channels_of_the_first(tmp_path: 
         with pytest.raises(InputError, match="call the tracer"), t.attached(None, ["h", "i"]):
             model(images)
     assert records(tmp_path)["ids"] == ["a", "b", "f", "g"]
+
+
+def test_the_check_tells_what_can_be_recorded(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    model.train()
+    model[1].eval()
+    state = copy.deepcopy(model.state_dict())
+    layers = {"map": "0", "last": "4:input", "never": "0:call5"}
+    with ClassificationTracer(model, "net", "v1", layers, home=tmp_path) as t:
+        hooks = len(model[0]._forward_hooks)
+        found = t.check(torch.randn(5, 3, 8, 8))
+        assert len(model[0]._forward_hooks) == hooks
+    by_alias = {one.alias: one for one in found.layers}
+    assert by_alias["map"].shape == (5, 8, 6, 6)
+    assert by_alias["map"].batch_first
+    assert by_alias["map"].dtype == "float32"
+    assert by_alias["map"].width == 8
+    assert by_alias["map"].bytes_per_sample == 32
+    assert by_alias["last"].problem is None
+    assert by_alias["never"].problem == "ran 1 times, not as often as named"
+    assert not found.ok
+    assert found.units_per_sample == 1
+    # two layers of 8, 2 logits and the score in float32, the class in int32, a flag
+    assert found.bytes_per_sample == 2 * 32 + 3 * 4 + 4 + 1
+    assert "0.6 MB of features per 10,000 samples, 0.8 MB with all else" in str(found)
+    assert model.training
+    assert not model[1].training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert records(tmp_path)["found"].inputs == 0
+
+
+def test_the_check_sees_a_batch_that_is_not_first(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.T
+
+    model = nn.Sequential(Turned(), Turned())
+    with ClassificationTracer(model, "net", "v1", {"a": "0", "b": "1"}, home=tmp_path) as t:
+        found = t.check(torch.ones(5, 3))
+    turned, fine = found.layers
+    assert "shape (3, 5) for 5 inputs" in str(turned.problem)
+    assert not turned.batch_first
+    assert fine.problem is None
+    assert not found.ok
+
+
+def test_the_check_sets_flags_and_calls_nothing(tmp_path: Path) -> None:
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> "Merging":
+            raise AssertionError("as adapters do, it would add to the weights")
+
+    model = nn.Sequential(nn.Linear(4, 8), Merging(8, 3))
+    with ClassificationTracer(model, "net", "v1", home=tmp_path) as t:
+        assert t.check(X).ok
+    assert model[1].training
+
+
+def test_the_check_of_an_output_that_only_the_user_can_read(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(self.net(x))
+
+    class OddTracer(ClassificationTracer):
+        def _parse_and_save_io_data(
+            self, model_input: Any, model_output: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            return super()._parse_and_save_io_data(
+                model_input, model_output.answer, *args, **kwargs
+            )
+
+    for kind in (OddTracer, ClassificationTracer):
+        with kind(Odd(), "net", "v1", {"a": "net.0"}, home=tmp_path) as t:
+            if kind is OddTracer:
+                found = t.check(X)
+                assert found.ok
+                assert found.layers[0].bytes_per_sample == 32
+            else:
+                with pytest.raises(UnsupportedModelError, match="there are no logits"):
+                    t.check(X)
+
+
+def test_a_constructor_that_fails_registers_nothing(tmp_path: Path) -> None:
+    class Refusing(ClassificationTracer):
+        def hook(self, model: nn.Module) -> Any:
+            raise UnsupportedModelError("not this one")
+
+    with pytest.raises(UnsupportedModelError, match="not this one"):
+        Refusing(network(), "net", "v1", home=tmp_path)
+    other = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3))
+    with ClassificationTracer(other, "net", "v1", home=tmp_path) as t:
+        t(X, Y, range(10))
+    assert len(records(tmp_path)["runs"]) == 1
+    with pytest.raises(EpochError, match="n_epoch must be one epoch here"):
+        ClassificationDataFilter(network(), "another", "v1", n_epoch="all", home=tmp_path)
+    with pytest.raises(StrategyError, match="filter_config"):
+        ClassificationDataFilter(
+            network(), "another", "v1", filter_config={"target_zones": ["hotspot"]}, home=tmp_path
+        )
+    store = Store(tmp_path)
+    assert [one.version for one in store.versions()] == [ModelVersion("net", "v1")]
+    store.close()
+
+
+def test_ids_have_an_order(tmp_path: Path) -> None:
+    with tracer(tmp_path) as t:
+        for ids in ({"a", "b"}, frozenset({"a", "b"}), {"a": 1, "b": 2}):
+            with pytest.raises(InputError, match="input_ids must be a sequence with one id"):
+                t(X[:2], Y[:2], ids)
+        t(X[:2], Y[:2], {"a": 1, "b": 2}.keys())
+    assert records(tmp_path)["ids"] == ["a", "b"]

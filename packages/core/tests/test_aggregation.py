@@ -59,6 +59,22 @@ def test_every_image_has_the_value_that_its_boxes_give(images, how, top_n, weigh
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_the_boxes_that_a_value_is_made_of_are_counted():
+    columns = {
+        "error_proba": np.array([0.5, 0.7, np.nan, 0.2, 0.3]),
+        "score": np.array([0.9, 0.1, 0.9, 0.9, 0.9]),
+    }
+    counts, confident = np.array([3, 0, 2]), {"conditions": [{"score": ">0.5"}]}
+    for chosen, expected in (
+        ({}, [2, 0, 2]),
+        ({"top_n": 500}, [2, 0, 2]),
+        ({"top_n": 1}, [1, 0, 1]),
+        ({"bbox_filter": confident}, [1, 0, 2]),
+    ):
+        sizes = BBoxStrategy(**chosen).sizes(columns.__getitem__, counts, 3)
+        assert sizes.tolist() == expected
+
+
 def test_flags_are_true_from_the_threshold_on():
     columns = {"error_proba": np.array([0.5, 0.7, 0.2])}
     counts = np.array([1, 0, 2])
@@ -75,7 +91,9 @@ def test_it_says_which_columns_it_looks_at_and_what_its_value_is():
         bbox_filter={"target_zones": ["hotspot"]},
     )
     assert strategy.columns == {"cls_error_proba", "pred_size", "zone"}
-    assert "mean cls_error_proba of its 3 worst boxes" in strategy.describe()
+    assert "mean cls_error_proba of its 3 worst boxes" in strategy.describe(3)
+    assert "mean cls_error_proba of its 2 boxes that match" in strategy.describe(2)
+    assert BBoxStrategy().describe(1) == "mean error_proba of its 1 box"
     assert strategy.descending
 
 
@@ -85,6 +103,8 @@ def test_it_says_which_columns_it_looks_at_and_what_its_value_is():
         ({"target_column": "score"}, "target_column"),
         ({"aggregation": "max"}, "aggregation"),
         ({"top_n": 0}, "top_n"),
+        ({"top_n": True}, "top_n"),
+        ({"top_n": "2"}, "top_n"),
         ({"sort": "down"}, "sort"),
         ({"img_error_threshold": 1.5}, "img_error_threshold"),
         ({"bbox_filter": {}}, "target_zones"),

@@ -137,6 +137,26 @@ def test_an_export_comes_back_elsewhere(full):
         assert other.verify() == []
 
 
+def test_the_settings_of_a_run_come_along_where_they_are_known(tmp_path):
+    store, repository = make(tmp_path / "home")
+    settings = {"score_thresh": 0.5, "iou_thresh": None, "most": 100}
+    repository.write(repository.start_run("training", settings=settings), [batch(["a"])])
+    path = export_archive(repository, Scope(), tmp_path)
+
+    def forget(manifest):
+        del manifest["runs"][0]["settings"]
+
+    for name, archived, expected in (
+        ("new", path, settings),
+        ("old", rewritten(path, forget), {}),
+    ):
+        with Store(tmp_path / name) as other:
+            import_archive(other, archived)
+            assert other.open(VERSION).runs()[0].settings == expected
+    repository.close()
+    store.close()
+
+
 def test_importing_where_it_came_from_changes_nothing(full):
     store, repository, folder = full
     path = export_archive(repository, Scope(), folder)
@@ -409,6 +429,7 @@ def test_a_future_format(target, archive):
         (lambda m: m["parts"][0]["members"].pop("input"), "damaged"),
         (lambda m: m["runs"].pop(0), "not in its manifest"),
         (lambda m: m["runs"][0].update(purpose="fun"), "runs.0.purpose"),
+        (lambda m: m["runs"][0].update(settings={"x": float("nan")}), "runs.0.settings"),
         (lambda m: m.update(fields=[{"name": "x"}]), "declared field is malformed"),
         (lambda m: m.update(fields=[{"name": "x", "type": "f"}]), "declared field is malformed"),
         (lambda m: m.update(architecture=["x"]), "does not fit its hash"),

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core.capture import Capture
-from ml_debugger.core.checkup import check_model
 from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
 from ml_debugger.core.layers import parse_layers
 
@@ -155,41 +154,3 @@ def test_a_model_compiled_and_run_before_is_refused() -> None:
         assert "compiled and run before" in str(error)  # noqa: PT017  or else it must have run
     else:  # older versions of torch notice new hooks and compile again
         assert torch.equal(seen["a"], output)
-
-
-def test_checkup_tells_what_can_be_recorded() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 2),
-    )
-    model.train()
-    model[1].eval()
-    mean = model[1].running_mean.clone()
-    layers = parse_layers({"map": "0", "last": "4:input", "never": "0:call5"}, model)
-    found = check_model(model, layers, lambda: model(torch.randn(5, 3, 8, 8)))
-    by_alias = {one.alias: one for one in found.layers}
-    assert by_alias["map"].shape == (5, 8, 6, 6)
-    assert by_alias["map"].width == 8
-    assert by_alias["map"].bytes_per_sample == 32
-    assert by_alias["last"].problem is None
-    assert "as often" in str(by_alias["never"].problem)
-    assert not found.ok
-    assert "MB of features per 10,000 samples" in str(found)
-    assert model.training
-    assert not model[1].training
-    assert torch.equal(model[1].running_mean, mean)
-    assert not model[0]._forward_hooks
-
-
-def test_checkup_sees_a_batch_that_is_not_first() -> None:
-    class Turned(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.T
-
-    model = nn.Sequential(Turned(), Turned())
-    found = check_model(model, parse_layers({"a": "0"}, model), lambda: model(torch.ones(5, 3)))
-    assert not found.ok
-    assert "the batch has 5" in str(found.layers[0].problem)

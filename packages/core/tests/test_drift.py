@@ -142,11 +142,46 @@ def test_boxes_of_an_image_are_one_piece_of_evidence():
         some = one_each(owner)
         assert len(np.unique(owner[some])) == len(some) == 400
         every = Evaluated.of_units(wrong, *first).drift(*second)
-        each = Evaluated.of_units(wrong, *first, some).drift(*(one[some] for one in second))
+        each = Evaluated.of_units(wrong, *first, owner).drift(*(one[some] for one in second))
         alarms["all"] += every.raised
         alarms["one each"] += each.raised
     assert alarms["all"] > 10
     assert alarms["one each"] <= 3
+
+
+@pytest.mark.parametrize("correlation", [0, 0.3, 1])
+def test_interval_covers_where_boxes_of_an_image_are_wrong_together(correlation):
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(40), 25)
+
+    def boxes():
+        proba = rng.beta(0.5, 2.5, 1000)
+        own, shared = rng.normal(size=1000), rng.normal(size=40)[owner]
+        score = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+        return stats.norm.cdf(score) < proba, proba
+
+    held, alone = [], []
+    for _ in range(200):
+        wrong, proba = boxes()
+        rest = np.ones(1000), np.zeros(1000, int)
+        off = (wrong - proba).mean()  # a fit has the level of its own units
+        new_wrong, new = boxes()
+        new, truth = np.clip(new + off, 0, 1), 1 - new_wrong.mean()
+        low, high = Evaluated.of_units(wrong, proba, *rest, owner).accuracy(new, 0.95, None, owner)
+        held.append(low <= truth <= high)
+        low, high = Evaluated.of_units(wrong, proba, *rest).accuracy(new, 0.95)
+        alone.append(low <= truth <= high)
+    assert np.mean(held) >= 0.93
+    assert correlation == 0 or np.mean(alone) < 0.8  # what is mended
+
+
+def test_inputs_of_one_unit_have_the_interval_they_had():
+    wrong, proba, outlier, zone = units(300, np.random.default_rng(5))
+    alone = Evaluated.of_units(wrong, proba, outlier, zone)
+    each = Evaluated.of_units(wrong, proba, outlier, zone, np.arange(300))
+    assert alone.level == each.level == (((wrong - proba) ** 2).sum() + 1) / 300**2
+    assert alone.together == each.together == 0
+    assert alone.accuracy(proba, 0.9) == each.accuracy(proba, 0.9, None, np.arange(300))
 
 
 def stepped(n, rng):

@@ -237,3 +237,62 @@ def test_wilson_interval_of_known_cases():
     assert metrics.wilson_interval(0, 20)[0] == 0
     assert metrics.wilson_interval(20, 20)[1] == 1
     assert metrics.wilson_interval(0, 0) == (0, 1)
+
+
+def together(rng, correlation, inputs, size, share):
+    """Return units that are right or wrong together within an input, and the input of each."""
+    owner = np.repeat(np.arange(inputs), size)
+    level = np.full(inputs, share)
+    if correlation == 1:
+        level = (rng.random(inputs) < share).astype(float)
+    elif correlation:
+        a = (1 - correlation) / correlation
+        level = rng.beta(share * a, (1 - share) * a, inputs)
+    return rng.random(len(owner)) < level[owner], owner
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("correlation", [0, 0.3, 1])
+def test_the_interval_of_a_share_covers_it_where_units_go_together(correlation, share):
+    rng = np.random.default_rng(0)
+    held, alone = [], []
+    for _ in range(300):
+        hits, owner = together(rng, correlation, 40, 25, share)
+        low, high = metrics.share_interval(hits, owner)
+        held.append(low <= share <= high)
+        low, high = metrics.share_interval(hits)
+        alone.append(low <= share <= high)
+    assert 0.9 <= np.mean(held) <= 0.985
+    assert correlation == 0 or np.mean(alone) < 0.6  # what is mended
+
+
+@given(hits=st.lists(st.booleans(), max_size=50), seed=st.integers(0, 9))
+def test_the_interval_of_independent_units_is_wilsons_to_the_bit(hits, seed):
+    alone = np.random.default_rng(seed).permutation(len(hits))
+    wilson = metrics.wilson_interval(sum(hits), len(hits))
+    assert metrics.share_interval(np.array(hits, bool)) == wilson
+    assert metrics.share_interval(np.array(hits, bool), alone) == wilson
+
+
+def test_units_tell_no_more_than_that_many_and_no_less_than_one():
+    hits = np.arange(100) % 10 == 0
+    by_ten = np.arange(100) // 10  # one hit in each: as even as can be
+    assert 50 < metrics.effective_size(hits, by_ten) < 100  # few degrees of freedom
+    assert metrics.effective_size(np.ones(100), by_ten) == pytest.approx(10)
+    assert metrics.effective_size(hits, np.zeros(100, int)) == pytest.approx(1)
+    assert metrics.effective_size(by_ten < 1, by_ten) == pytest.approx(10, rel=0.4)
+    assert metrics.share_interval(np.zeros(0), np.zeros(0, int)) == (0, 1)
+    assert metrics.share_interval(np.ones(100), by_ten)[1] == 1
+
+
+def test_bins_of_reliability_know_which_units_go_together():
+    rng = np.random.default_rng(0)
+    wrong, owner = together(rng, 1, 40, 25, 0.3)
+    proba = rng.random(1000)
+    alone = metrics.reliability_curve(proba, wrong, 2)
+    curve = metrics.reliability_curve(proba, wrong, 2, owner)
+    np.testing.assert_array_equal(curve.observed, alone.observed)
+    assert ((curve.high - curve.low) > 2 * (alone.high - alone.low)).all()
+    each = metrics.reliability_curve(proba, wrong, 2, np.arange(1000))
+    for one, other in zip(each, alone, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -948,16 +948,34 @@ def test_an_older_schema_is_migrated_in_one_go(tmp_path, monkeypatch):
         connection.exec_driver_sql("CREATE TABLE half (x)")
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
-    monkeypatch.setattr(catalogue, "SCHEMA", catalogue.SCHEMA + 2)
-    monkeypatch.setattr(catalogue, "MIGRATIONS", {1: step, 2: broken})
+    now = catalogue.SCHEMA
+    monkeypatch.setattr(catalogue, "SCHEMA", now + 2)
+    monkeypatch.setattr(catalogue, "MIGRATIONS", {now: step, now + 1: broken})
     with pytest.raises(StoreError):
         Store(tmp_path)
-    monkeypatch.setattr(catalogue, "MIGRATIONS", {1: step, 2: step and (lambda _connection: None)})
+    monkeypatch.setattr(catalogue, "MIGRATIONS", {now: step, now + 1: lambda _connection: None})
     Store(tmp_path).close()
     raw = sqlite3.connect(tmp_path / "catalogue.db")
-    assert raw.execute("SELECT number FROM schema_number").fetchall() == [(3,)]
+    assert raw.execute("SELECT number FROM schema_number").fetchall() == [(now + 2,)]
     assert raw.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall() == []
     raw.close()
+
+
+def test_runs_of_a_store_of_the_first_schema_have_no_known_settings(tmp_path):
+    with Store(tmp_path) as store:
+        repo = register(store)
+        repo.write(repo.start_run("training", settings={"score_thresh": 0.5}), [batch("ab")])
+        assert repo.runs()[0].settings == {"score_thresh": 0.5}
+    with sqlite3.connect(tmp_path / "catalogue.db") as raw:
+        raw.execute("ALTER TABLE run DROP COLUMN settings")
+        raw.execute("UPDATE schema_number SET number = 1")
+    raw.close()
+    with Store(tmp_path) as store:
+        repo = register(store)
+        assert repo.runs()[0].settings == {}
+        run = repo.start_run("training", settings={"iou_thresh": None, "most": 3})
+        repo.write(run, [batch("cd")])
+        assert repo.runs()[1].settings == {"iou_thresh": None, "most": 3}
 
 
 def test_the_catalogue_is_as_decided(store):

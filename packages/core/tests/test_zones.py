@@ -271,4 +271,7 @@ def test_table_counts_every_zone():
     assert first["mean_score"] == pytest.approx(0.8)
     assert empty["n"] == 0
     assert empty["error_rate"] is None
+    together = zone_table(zones, wrong, np.ones(5), np.array([0, 0, 0, 1, 1]))[0]
+    assert together["low"] < first["low"]
+    assert together["high"] > first["high"]
     json.dumps(table, allow_nan=False)

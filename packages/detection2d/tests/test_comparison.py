@@ -167,11 +167,16 @@ def test_the_p_value_counts_an_image_once(flow):
 
 
 def test_it_reads_what_happened(flow):
-    said = str(flow)
-    assert "13 true units and false alarms" in said
-    assert flow.tests.to_string() in said
-    assert flow.outcomes.to_string() in said
-    assert "..." not in said
+    lines = str(flow).split("\n")
+    assert [" ".join(line.split()) for line in lines[1:4]] == [
+        "true objects 1 fixed, 2 broke, of 7",
+        "false alarms 2 gone, 3 new, of 6",
+        f"inputs 2 better, 4 worse (sign test by input p = {flow.p_value:.2g})",
+    ]
+    assert f"{flow.this} -> {flow.other}" == lines[0]
+    assert len(lines) <= 4 + 2 + len(flow.outcomes)  # and one table
+    assert max(map(len, lines)) <= 100
+    assert "..." not in str(flow)
 
 
 def test_the_older_version_is_judged_as_its_own_result_judges_it(flow, results):

@@ -617,3 +617,10 @@ def test_the_networks_frame_of_hugging_face_needs_its_size() -> None:
     one = {"class_labels": [], "boxes": [], "orig_size": (8, 8)}
     with pytest.raises(InputError, match="Add 'size'"):
         read_ground_truth([one], 1, frame="network")
+
+
+def test_an_entry_of_another_format_is_named():
+    dicts = {"boxes": [[0, 0, 5, 5]], "labels": [1]}
+    for odd in (None, [{"bbox": [0, 0, 5, 5], "category_id": 1}]):
+        with pytest.raises(InputError, match=r"entry 2 of ground_truth is a .*not of the same"):
+            read_ground_truth([dicts, dicts, odd, dicts], 4)

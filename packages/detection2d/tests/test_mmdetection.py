@@ -73,7 +73,11 @@ def built(config: Any) -> Any:
     from mmengine.registry import init_default_scope
 
     init_default_scope("mmdet")
-    return MODELS.build(config)
+    model = MODELS.build(config)
+    for name, weight in model.named_parameters():
+        if name == "level_embed":  # left as the memory was, until init_weights
+            nn.init.normal_(weight)
+    return model
 
 
 def raw(seed: int = 0) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ml_debugger.core.errors import (
     InputError,
     LayerNotCapturedError,
     NothingToEvaluateError,
+    StrategyError,
     UnsupportedModelError,
 )
 from ml_debugger.data_filter import ObjectDetectionDataFilter
@@ -317,11 +318,14 @@ def test_images_are_ranked_by_their_boxes():
         by_mean = data_filter.query(20, "high_error_proba")
         assert "blank" not in by_mean
         assert by_mean == data_filter.query(20, {"aggregation": "mean"})
+        for vectors in ({"weight_column": "statistics"}, {"conditions": [{"statistics": ">=1"}]}):
+            with pytest.raises(StrategyError, match="no column 'statistics'"):
+                data_filter.query(20, vectors)
         found = data_filter.query(20, {"top_n": 2}, explain=True)
         flagged = set(found.input_id[found.rank_value >= 0.5])
         assert flagged == {str(at) for at, flag in enumerate(flags) if flag}
         assert found.rank_value.is_monotonic_decreasing
-        assert "2 worst boxes" in found.reason[0]
+        assert found.reason.str.contains("of its (?:2 worst boxes|1 box), place").all()
         ascending = data_filter.query(20, {"sort": "asc"}, explain=True)
         assert ascending.rank_value.is_monotonic_increasing
         units = data_filter.query(20, {"bbox_filter": {"conditions": [{"score": ">2"}]}})
@@ -347,8 +351,10 @@ def test_a_logger_needs_neither_ids_nor_truth():
             logger(small.images(2, seed=at))
         logger([small.blank()])
         health = logger.health(window=4)
-    assert health.n.sum() > 0
-    assert health.estimated_accuracy.between(0, 1).all()
+    assert health.inputs.tolist() == [4, 4, 1]
+    assert (health.n > 0).tolist() == [True, True, False]
+    assert health.estimated_accuracy[:2].between(0, 1).all()
+    assert health.estimated_accuracy[2:].isna().all()  # nothing is known of an image without a box
 
 
 def test_boxes_in_ignore_regions_do_not_count():
@@ -803,3 +809,100 @@ def test_vectors_are_of_every_image_with_boxes_or_of_none(vectors):
 def test_features_of_another_number_than_boxes_are_refused():
     with pytest.raises(UnsupportedModelError, match="does not fit together"):
         parsed([boxes_with(features={"emb": torch.ones(2, 2)})])
+
+
+class Configurable(nn.Module):
+    """A detector of the user's own, with a threshold."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.thresh = nn.Conv2d(3, 2, 1), 0.5
+
+    def forward(self, images):
+        return self.head(images)
+
+
+class ConfigurableTracer(ObjectDetectionTracer):
+    @staticmethod
+    def detect(model):
+        return isinstance(model, Configurable)
+
+    def _get_n_class(self, model):
+        return 2
+
+    def _apply_nms_config(self, model, nms_config):
+        model.thresh = nms_config.score_thresh
+
+    def _get_nms_config(self, model):
+        return NMSConfig(score_thresh=model.thresh)
+
+
+def test_a_forgotten_tracer_of_ones_own_gives_settings_back():
+    model = Configurable()
+    tracer = ConfigurableTracer(model, "own", "v", {"head": "head"}, score_thresh=0.7)
+    assert model.thresh == 0.7
+    del tracer
+    gc.collect()
+    assert model.thresh == 0.5
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_settings_are_told_as_they_are_now():
+    model = small.faster_rcnn()
+    with ObjectDetectionTracer(model, "now", "v", score_thresh=0.7) as first:
+        assert first.nms_config.score_thresh == 0.7
+        with ObjectDetectionTracer(model, "now", "v", score_thresh=0.4) as second:
+            assert first.nms_config == second.nms_config == second.nms_config
+            assert first.nms_config.score_thresh == 0.4
+        model.roi_heads.score_thresh = 0.2
+        assert first.nms_config.score_thresh == 0.2
+
+
+def test_labels_that_the_model_never_gives_are_told_once():
+    model, given = small.faster_rcnn(), small.images()
+    wrong = [{"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([n])} for n in (0, 9)]
+    with ObjectDetectionTracer(model, "labels", "v") as tracer, torch.no_grad():
+        with pytest.warns(UserWarning, match=r"labels \[0, 9\].*below 4, and 0 stands for backgr"):
+            tracer(given, wrong, ["a", "b"], "val")
+        tracer(given, wrong, ["c", "d"], "val")
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_layer_of_an_image_of_unknown_size_is_averaged_over_places(home, tokens):
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.flat = nn.Conv2d(3, 5, 1), nn.Flatten(2)
+
+        def forward(self, images):
+            return self.flat(self.layer(images))
+
+    class CustomTracer(ObjectDetectionTracer):
+        @staticmethod
+        def detect(model):
+            return True
+
+        def _get_n_class(self, model):
+            return 2
+
+        def _parse_model_output(self, model_output, img_sizes):
+            box, one = torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1)
+            return [DetectionOutput(box, one, one.long()) for _ in model_output]
+
+    class Transposed(Custom):
+        def __init__(self):
+            super().__init__()
+            self.flat = nn.Sequential(nn.Flatten(2), Swapped())
+
+    class Swapped(nn.Module):
+        def forward(self, values):
+            return values.transpose(1, 2)
+
+    model = Transposed() if tokens else Custom()
+    given = torch.rand(2, 3, 6, 8)
+    layers = {"of": "flat" if tokens else "layer"}
+    with CustomTracer(model, "m", "v", layers) as tracer, torch.no_grad():
+        tracer(given, None, ["a", "b"], "val")
+        expected = model.layer(given).mean((2, 3)).numpy()
+    found, _ = stored()
+    np.testing.assert_allclose(found["predicted/feature.of"], expected, atol=1e-6)

@@ -28,7 +28,7 @@ class BBoxStrategy(Strategy):
     """
 
     target_column: Literal["error_proba", "det_error_proba", "cls_error_proba"] = "error_proba"
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: int | None = Field(default=None, ge=1, strict=True)
     bbox_filter: FilterConfig | None = None
     aggregation: Literal["mean", "median"] = "mean"
     weight_column: str | None = None
@@ -69,7 +69,6 @@ class BBoxStrategy(Strategy):
                 weights are no numbers.
         """
         values = np.asarray(columns(self.target_column), np.float64)
-        owner = owners(counts, inputs)
         weights = np.ones(len(values))
         if self.weight_column is not None:
             try:
@@ -79,16 +78,34 @@ class BBoxStrategy(Strategy):
                     f"weight_column {self.weight_column!r} is no column of numbers"
                 ) from None
             weights = np.maximum(np.nan_to_num(given, posinf=0.0), 0.0)
+        rows, sizes = self._chosen(columns, counts, inputs)
+        return _folded(values[rows], weights[rows], sizes, self.aggregation)
+
+    def sizes(
+        self, columns: Columns, counts: NDArray[Any] | None, inputs: int
+    ) -> NDArray[np.int64]:
+        """Return of how many boxes the value of each input is made, shape (inputs,).
+
+        See `aggregate` for the arguments.
+        """
+        return self._chosen(columns, counts, inputs)[1]
+
+    def _chosen(
+        self, columns: Columns, counts: NDArray[Any] | None, inputs: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the boxes to fold, the worst first in each input, and how many each input has."""
+        values = np.asarray(columns(self.target_column), np.float64)
+        owner = owners(counts, inputs)
         kept = np.isfinite(values)
         if self.bbox_filter is not None:
             kept &= self.bbox_filter.matches(columns)
         rows = np.flatnonzero(kept)
-        rows = rows[np.lexsort((-values[rows], owner[rows]))]  # worst first in each input
+        rows = rows[np.lexsort((-values[rows], owner[rows]))]
         sizes = np.bincount(owner[rows], minlength=inputs)
-        if self.top_n is not None:
-            place = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            rows, sizes = rows[place < self.top_n], np.minimum(sizes, self.top_n)
-        return _folded(values[rows], weights[rows], sizes, self.aggregation)
+        if self.top_n is None:
+            return rows, sizes
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return rows[place < self.top_n], np.minimum(sizes, self.top_n)
 
     def flags(
         self, columns: Columns, counts: NDArray[Any] | None, inputs: int
@@ -102,9 +119,10 @@ class BBoxStrategy(Strategy):
         values = self.aggregate(columns, counts, inputs)
         return [bool(value >= self.img_error_threshold) for value in values]
 
-    def describe(self) -> str:
-        """Say what the value is."""
-        which = "boxes" if self.top_n is None else f"{self.top_n} worst boxes"
+    def describe(self, size: int) -> str:
+        """Say what a value is that is made of so many boxes."""
+        which = f"{size} worst" if size == self.top_n else str(size)
+        which += " box" if size == 1 else " boxes"
         weighted = "" if self.weight_column is None else f", weighted by {self.weight_column}"
         filtered = "" if self.bbox_filter is None else " that match bbox_filter"
         return f"{self.aggregation} {self.target_column} of its {which}{filtered}{weighted}"

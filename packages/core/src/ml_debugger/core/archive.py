@@ -115,7 +115,9 @@ def import_archive(store: Store, file: str | PathLike[str]) -> Imported:
             label_fields=manifest.label_fields,
         )
         for run in manifest.runs:
-            repository.start_run(run.purpose, run=run.run, world_size=run.world_size)
+            repository.start_run(
+                run.purpose, run=run.run, world_size=run.world_size, settings=run.settings
+            )
         written, skipped = _read(archive, repository)
         runs = tuple(run.run for run in manifest.runs)
         return Imported(version, manifest.task, written, skipped, runs)
@@ -173,6 +175,7 @@ def _write(file: zipfile.ZipFile, repository: Repository, scope: Scope) -> None:
                 "host": one.host,
                 "world_size": one.world_size,
                 "started_at": one.started_at.isoformat(),
+                "settings": dict(one.settings),
             }
             for one in repository.runs()
             if one.run in records.runs

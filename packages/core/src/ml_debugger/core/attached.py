@@ -1,5 +1,6 @@
 """Watching the calls that other code makes of a model."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,15 +38,44 @@ class OnCall(Protocol):
         """
 
 
-@dataclass
 class Watch:
-    """What a block has seen so far.
+    """What a block has seen so far; calls may come from several threads.
+
+    The inputs of a call are counted when it begins.
 
     Attributes:
         seen: The number of inputs that the model was called with.
+        running: The number of calls that have begun and not ended.
     """
 
-    seen: int = 0
+    def __init__(self) -> None:
+        self.seen = self.running = 0
+        self._lock = threading.Lock()
+
+    def begin(self, size: int) -> range:
+        """Count a call; return which inputs of the block it has."""
+        with self._lock:
+            inputs = range(self.seen, self.seen + size)
+            self.seen = inputs.stop
+            self.running += 1
+        return inputs
+
+    def end(self, inputs: range, *, failed: bool) -> None:
+        """Count a call as ended; the next has its inputs if it failed, and none began meanwhile."""
+        with self._lock:
+            self.running -= 1
+            if failed and self.seen == inputs.stop:
+                self.seen = inputs.start
+
+
+@dataclass
+class _Call:
+    """A call of the model that has begun; `activations` is None until it may run."""
+
+    model_input: Any = None
+    inputs: range = range(0)
+    activations: Activations | None = None
+    returned: bool = False
 
 
 @contextmanager
@@ -66,36 +96,57 @@ def watching(
         on_call: Told of each call. What it raises leaves the model's call.
     """
     watch = Watch()
-    stack: list[tuple[Activations, Any, int]] = []
+    local = threading.local()
+
+    def calls() -> list[_Call]:
+        """Return the calls of this thread, each within the one before it."""
+        found: list[_Call] = local.__dict__.setdefault("calls", [])
+        return found
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = _Call(args[0] if args else kwargs)
+        calls().append(call)  # first of all: `last` takes it off, whatever comes
         inputs = count(args, kwargs)
         if inputs is None:
             raise InputError(
                 "attached() needs a model input that tells how many inputs it holds, such as a "
                 "batch of tensors; for any other, call the tracer in place of the model"
             )
-        stack.append((capture.begin(), args[0] if args else kwargs, inputs))
+        call.activations = capture.begin()
+        call.inputs = watch.begin(inputs)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        activations, model_input, size = stack.pop()
-        capture.end(activations)
-        inputs = range(watch.seen, watch.seen + size)
-        watch.seen = inputs.stop
-        parts = {name: _part(value, inputs) for name, value in values.items()}
-        on_call(model_input, output, activations, inputs, parts)
+        call = calls()[-1]
+        assert call.activations is not None  # or it would not have run
+        capture.end(call.activations)
+        watch.end(call.inputs, failed=False)
+        call.returned = True
+        parts = {name: _part(value, call.inputs) for name, value in values.items()}
+        on_call(call.model_input, output, call.activations, call.inputs, parts)
+
+    def last(*_: Any) -> None:
+        # it alone runs when the model raised
+        found = calls()
+        if found:
+            give_up(found.pop())
+
+    def give_up(call: _Call) -> None:
+        if call.activations is not None and not call.returned:
+            capture.abandon(call.activations)
+            watch.end(call.inputs, failed=True)
 
     hooks = [
         model.register_forward_pre_hook(Hook(before), with_kwargs=True),
         model.register_forward_hook(Hook(after)),
+        model.register_forward_hook(Hook(last), always_call=True),
     ]
     try:
         yield watch
     finally:
         for hook in hooks:
             hook.remove()
-        while stack:  # the model raised
-            capture.abandon(stack.pop()[0])
+        while found := calls():  # interrupted, or raised within a compiled model
+            give_up(found.pop())
 
 
 def check_lengths(values: Mapping[str, Any], ids: Sequence[str]) -> None:

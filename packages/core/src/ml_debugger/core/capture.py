@@ -3,12 +3,18 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core.errors import LayerNotCapturedError, LayerNotFiredError, UnsupportedModelError
+from ml_debugger.core.errors import (
+    InputError,
+    LayerNotCapturedError,
+    LayerNotFiredError,
+    UnsupportedModelError,
+)
 from ml_debugger.core.inputs import tensors_in
 from ml_debugger.core.layers import Layer, unwrap
 
@@ -31,18 +37,24 @@ class Activations:
     """What the layers produced in one forward pass, by alias; detached copies of our own.
 
     Attributes:
-        calls: How often each layer ran.
+        layers: The layers to record, by alias.
+        calls: How often each of them ran that is kept reduced.
+        forms: Shape and dtype of what each of those gave, before reduction.
         taps: The calls of each tapped module, in their order.
         copies: Tensors of each call of each copied layer, detached, in the order of the calls.
         model_input: What the model was called with; None before the output is read.
         read: What the model returned and what was read in it; None before.
     """
 
-    def __init__(self, outer: "Activations | None" = None) -> None:
+    def __init__(
+        self, layers: Mapping[str, Layer] | None = None, outer: "Activations | None" = None
+    ) -> None:
+        self.layers = layers or {}
         self.outer = outer
         self._vectors: dict[str, Tensor] = {}
         self._maps: dict[str, Tensor] = {}
         self.calls: dict[str, int] = {}
+        self.forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self.taps: dict[str, list[Call]] = {}
         self.copies: dict[str, list[list[Tensor]]] = {}
         self.model_input: Any = None
@@ -80,7 +92,15 @@ class Activations:
             # reducing in the compiled graph would fuse it and change the last bits
             self._maps[alias] = value.clone()
         else:
-            self._vectors[alias] = _reduce(layer, value)
+            self._reduce(alias, layer, value)
+
+    def only(self, aliases: Iterable[str]) -> "Activations":
+        """Return what was kept of this pass, as if no other layers were to be recorded."""
+        part = copy(self)
+        part.layers = {alias: self.layers[alias] for alias in aliases}
+        part._vectors = {a: v for a, v in self._vectors.items() if a in part.layers}  # noqa: SLF001  our own
+        part.read = None
+        return part
 
     def release(self) -> None:
         """Let go of what is the model's own, and large: all but the layers."""
@@ -90,8 +110,12 @@ class Activations:
     def finish(self, layers: Mapping[str, Layer]) -> None:
         """Reduce what a compiled model left as it was."""
         for alias, value in self._maps.items():
-            self._vectors[alias] = _reduce(layers[alias], value)
+            self._reduce(alias, layers[alias], value)
         self._maps.clear()
+
+    def _reduce(self, alias: str, layer: Layer, value: Tensor) -> None:
+        self.forms[alias] = (tuple(value.shape), value.dtype)
+        self._vectors[alias] = _reduce(layer, value)
 
     def require(self, layers: Mapping[str, Layer]) -> None:
         """Check that nothing is missing.
@@ -163,6 +187,8 @@ class Capture:
             copied: Layers of whose calls detached copies of the tensors are kept, by name.
         """
         self.layers = dict(layers)
+        self._recorded = {**layers, **(copied or {})}
+        self._closed = False
         self._newest = Activations()
         self._passes = threading.local()
         self._handles: list[Any] = []
@@ -201,20 +227,32 @@ class Capture:
         return found
 
     def begin(self) -> Activations:
-        """Start keeping what the layers produce in this thread; `end` or `abandon` must follow."""
-        activations = Activations(outer=getattr(self._passes, "current", None))
+        """Start keeping what the layers produce in this thread; `end` or `abandon` must follow.
+
+        Raises:
+            InputError: It is closed.
+        """
+        self._check_open()
+        activations = Activations(self._recorded, getattr(self._passes, "current", None))
         self._passes.current = activations
         return activations
 
-    def end(self, activations: Activations) -> None:
+    def end(self, activations: Activations, *, complete: bool = True) -> None:
         """Stop keeping.
+
+        Args:
+            activations: As `begin` returned them.
+            complete: Whether all layers must have run.
 
         Raises:
             LayerNotFiredError: A layer did not run.
+            InputError: It was closed meanwhile.
         """
         self.abandon(activations)
+        self._check_open()
         activations.finish(self.layers)
-        activations.require(self.layers)
+        if complete:
+            activations.require(self.layers)
         self._passes.ended = self._newest = activations
 
     def abandon(self, activations: Activations) -> None:
@@ -222,11 +260,15 @@ class Capture:
         self._passes.current = activations.outer
 
     @contextmanager
-    def recording(self) -> Iterator[Activations]:
+    def recording(self, *, complete: bool = True) -> Iterator[Activations]:
         """Keep what the layers produce in this thread until the block ends.
+
+        Args:
+            complete: Whether all layers must have run.
 
         Raises:
             LayerNotFiredError: At the end of the block, when a layer did not run.
+            InputError: It is closed, or was when the block ended.
         """
         activations = self.begin()
         try:
@@ -234,12 +276,20 @@ class Capture:
         except BaseException:
             self.abandon(activations)
             raise
-        self.end(activations)
+        self.end(activations, complete=complete)
 
     def close(self) -> None:
         """Take our hooks off the model; activations already captured stay readable."""
+        self._closed = True
         while self._handles:
             self._handles.pop().remove()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                "the tracer was closed before this call of the model ended, so nothing of it was "
+                "recorded; close it once all calls are done"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -1,15 +1,16 @@
 """A report on how a model's layers can be recorded, from one batch and without recording it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core.capture import Capture
-from ml_debugger.core.inputs import batch_size
-from ml_debugger.core.layers import Layer, Reducer, unwrap
+from ml_debugger.core.capture import Activations
+from ml_debugger.core.errors import MLDebuggerError, UnsupportedModelError
+from ml_debugger.core.layers import Layer, unwrap
+from ml_debugger.core.records import Units
 
 SAMPLES = 10_000
 
@@ -21,12 +22,14 @@ class LayerCheck:
     Attributes:
         alias: The layer's alias.
         layer: How it is written in `target_layers`.
-        calls: How often it ran; the last call is recorded unless `call<n>` names one.
+        calls: How often it ran; of several calls the last is recorded unless `call<n>` names one.
+            0 with a width: only its parts ran, and a detector's features come from these.
         shape: Its shape before reduction; None if it did not run.
         dtype: Its dtype before reduction.
-        batch_first: Whether its first dimension is the batch.
-        width: Values recorded a sample.
-        bytes_per_sample: Bytes recorded a sample.
+        batch_first: Whether its first dimension is the batch; what a detector says of its boxes
+            need not be.
+        width: Values recorded a unit: an image, a box.
+        bytes_per_sample: Bytes recorded a sample, for all of its units.
         problem: Why it cannot be recorded, or None.
     """
 
@@ -37,8 +40,13 @@ class LayerCheck:
     dtype: str | None
     batch_first: bool
     width: int
-    bytes_per_sample: int
+    bytes_per_sample: float
     problem: str | None
+
+    def __str__(self) -> str:
+        form = "parts of it" if self.shape is None else f"{self.dtype} {self.shape}"
+        found = f"{form} -> {self.width} values, {self.bytes_per_sample:.0f} bytes"
+        return f"{self.alias:<14} {self.layer:<32} calls {self.calls}  {self.problem or found}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +56,15 @@ class Checkup:
     Attributes:
         layers: One entry a layer.
         notes: What was noticed about the model: compiled, scripted, quantised, ...
-        bytes_per_sample: Bytes of features a sample.
+        units_per_sample: Units a sample in this batch: 1, or the boxes that a detector showed.
+        bytes_per_sample: Bytes a sample of all that the model says; ids, ground truth and
+            additional fields come on top.
     """
 
     layers: tuple[LayerCheck, ...]
     notes: tuple[str, ...]
-    bytes_per_sample: int
+    units_per_sample: float
+    bytes_per_sample: float
 
     @property
     def ok(self) -> bool:
@@ -61,90 +72,113 @@ class Checkup:
         return not any(layer.problem for layer in self.layers)
 
     def __str__(self) -> str:
-        lines = [
-            f"{one.alias:<14} {one.layer:<32} calls {one.calls}  "
-            + (
-                one.problem
-                or f"{one.dtype} {one.shape} -> {one.width} values, {one.bytes_per_sample} bytes"
-            )
-            for one in self.layers
-        ]
-        size = self.bytes_per_sample * SAMPLES / 1e6
-        return "\n".join([*lines, *self.notes, f"{size:.1f} MB of features per 10,000 samples"])
+        features = sum(one.bytes_per_sample for one in self.layers)
+        size = (
+            f"{features * SAMPLES / 1e6:.1f} MB of features per 10,000 samples, "
+            f"{self.bytes_per_sample * SAMPLES / 1e6:.1f} MB with all else that it says"
+        )
+        if self.units_per_sample != 1:
+            size += f", at {self.units_per_sample:.1f} units a sample as in this batch"
+        return "\n".join([*map(str, self.layers), *self.notes, size])
 
 
-def check_model(model: nn.Module, layers: Mapping[str, Layer], run: Callable[[], Any]) -> Checkup:
-    """Run one batch in evaluation mode, without gradients, and look at each layer.
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode within the block, each module as it was after it.
 
-    Args:
-        model: The model; every module is left in the mode it was in.
-        layers: The layers to look at.
-        run: Calls the model on the batch.
+    Flags alone are set: `eval()` may be a model's own, and do more than that.
     """
-    raw: dict[str, Tensor] = {}
-
-    def noting(alias: str, reducer: Reducer) -> Reducer:
-        def note(features: Tensor) -> Tensor:
-            raw[alias] = features
-            return reducer(features)
-
-        return note
-
-    noted = {a: one._replace(reducer=noting(a, one.reducer)) for a, one in layers.items()}
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with Capture(model, noted) as capture, torch.no_grad():
-            activations = capture.begin()
-            try:
-                output = run()
-            finally:
-                capture.abandon(activations)
-            activations.finish(noted)
+        for module, _ in modes:
+            module.training = False
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-    inputs = batch_size(output)
+
+
+def check_layers(
+    model: nn.Module,
+    activations: Activations,
+    read: Callable[[Activations], Units[Tensor]],
+    *,
+    must_read: bool,
+) -> Checkup:
+    """Look at what a call of a model left of each layer.
+
+    Args:
+        model: The model.
+        activations: What was kept of the call, whether or not every layer ran.
+        read: Reads units in the model's output, with the features of such layers as it is given.
+        must_read: Whether it must be able to; if not, features are taken as they were kept.
+
+    Raises:
+        UnsupportedModelError: Units cannot be read, whatever the layers.
+    """
+    problems: dict[str, str] = {}
+    try:
+        read(activations.only([]))
+    except UnsupportedModelError:
+        if must_read:
+            raise
+        kept = {f"feature.{alias}": activations[alias] for alias in activations}
+        units = Units({k: v.reshape(*v.shape, 1, 1).flatten(1) for k, v in kept.items()})
+    else:
+        for alias in activations.layers:
+            try:
+                read(activations.only([alias]))
+            except MLDebuggerError as error:
+                problems[alias] = str(error)
+        units = read(activations.only(set(activations.layers).difference(problems)))
     checks = tuple(
-        _check(
-            alias,
-            layer,
-            activations.calls.get(alias, 0),
-            raw.get(alias),
-            activations[alias] if alias in raw else None,
-            inputs,
-        )
-        for alias, layer in layers.items()
+        _check(alias, layer, activations, units, problems.get(alias))
+        for alias, layer in activations.layers.items()
     )
-    return Checkup(checks, _notes(model), sum(one.bytes_per_sample for one in checks))
+    notes = _notes(model)
+    if not len(units):
+        notes += ("no units in this batch: pass one in which the model sees something",)
+    inputs = max(units.n_inputs, 1)
+    size = sum(map(_bytes, units.columns.values()))
+    return Checkup(checks, notes, len(units) / inputs, size / inputs)
 
 
 def _check(
-    alias: str,
-    layer: Layer,
-    calls: int,
-    raw: Tensor | None,
-    reduced: Tensor | None,
-    inputs: int | None,
+    alias: str, layer: Layer, activations: Activations, units: Units[Tensor], problem: str | None
 ) -> LayerCheck:
-    if raw is None or reduced is None:
+    calls, shape, dtype = _seen(alias, layer, activations)
+    features = units.columns.get(f"feature.{alias}")
+    if features is None and shape is None:
         problem = "did not run" if not calls else f"ran {calls} times, not as often as named"
-        return LayerCheck(alias, layer.text, calls, None, None, False, 0, 0, problem)
-    batch_first = inputs is None or (reduced.ndim > 0 and len(reduced) == inputs)
-    width = reduced[0].numel() if len(reduced) else 0
     return LayerCheck(
         alias=alias,
         layer=layer.text,
         calls=calls,
-        shape=tuple(raw.shape),
-        dtype=str(raw.dtype).removeprefix("torch."),
-        batch_first=batch_first,
-        width=width,
-        bytes_per_sample=width * reduced.element_size(),
-        problem=None
-        if batch_first
-        else f"its first dimension is {len(reduced)}, the batch has {inputs}",
+        shape=shape,
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        batch_first=shape is not None and shape[:1] == (units.n_inputs,),
+        width=0 if features is None else features.shape[1],
+        bytes_per_sample=0 if features is None else _bytes(features) / max(units.n_inputs, 1),
+        problem=problem,
     )
+
+
+def _seen(
+    alias: str, layer: Layer, activations: Activations
+) -> tuple[int, tuple[int, ...] | None, torch.dtype | None]:
+    """Return how often a layer ran, and shape and dtype of the call that is recorded."""
+    copies = activations.copies.get(alias)
+    if copies is None:
+        return activations.calls.get(alias, 0), *activations.forms.get(alias, (None, None))
+    at = len(copies) - 1 if layer.call is None else layer.call
+    if at >= len(copies) or not copies[at]:
+        return len(copies), None, None
+    return len(copies), tuple(copies[at][0].shape), copies[at][0].dtype
+
+
+def _bytes(column: Tensor) -> int:
+    wide = column.dtype is torch.bfloat16  # recorded in float32
+    return column.numel() * (4 if wide else column.element_size())
 
 
 def _notes(model: nn.Module) -> tuple[str, ...]:

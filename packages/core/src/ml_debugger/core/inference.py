@@ -1,5 +1,6 @@
 """A tracer for a model in use: pinned to one epoch and, perhaps, to one evaluation result."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ml_debugger.core import store
-from ml_debugger.core.epochs import resolve_epoch
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
+from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.layers import (
     Layer,
     architecture_hash,
@@ -18,6 +19,7 @@ from ml_debugger.core.layers import (
     unwrap,
 )
 from ml_debugger.core.pool import StoredPool, open_pool
+from ml_debugger.core.records import differing
 from ml_debugger.core.store import Scope
 from ml_debugger.core.sync import upload
 from ml_debugger.core.tracer import Tracer
@@ -69,9 +71,16 @@ class InferenceTracer(Tracer):
 
         Raises:
             InputError: An argument does not fit.
+            EpochError: (a TypeError) `n_epoch` is no single epoch.
             ResultNotFoundError: No such result.
             ArchitectureMismatchError: The result belongs to another model.
         """
+        if not isinstance(n_epoch, str):
+            as_epoch(n_epoch)
+        elif n_epoch != "latest":
+            raise EpochError(
+                f"n_epoch must be one epoch here: an int, None or 'latest', got {n_epoch!r}"
+            )
         self.result = None if result_name is None else _open(result_name, home)
         if self.result is not None:
             _fits(self.result, model, model_name, version_name)
@@ -94,18 +103,28 @@ class InferenceTracer(Tracer):
         )
         try:
             self.n_epoch = self._resolve(n_epoch)
+            self._compare_settings()
         except BaseException:
             self.close()
             raise
 
+    def _compare_settings(self) -> None:
+        """Say so if other units are shown here than those that the result was fitted on."""
+        found = None if self.result is None else differing(self.result.settings, self._settings)
+        if self.result is not None and found is not None:
+            warnings.warn(
+                f"the result {self.result.result_name!r} is of records with {found[0]}, but this "
+                f"{type(self).__name__} has {found[1]}: its estimates are of units that are shown "
+                "under other settings. Pass those of the result, or trace and evaluate with these",
+                stacklevel=4,
+            )
+
     def _resolve(self, n_epoch: Any) -> int | None:
-        if n_epoch == "all":
-            raise EpochError("n_epoch must be one epoch here: an int, None or 'latest'")
-        if n_epoch == "latest" and self.result is not None and self.result.n_epoch != "all":
+        if n_epoch != "latest":
+            return as_epoch(n_epoch)
+        if self.result is not None and self.result.n_epoch != "all":
             return self.result.n_epoch
-        epoch = resolve_epoch(n_epoch, self._repository)
-        assert epoch != "all"  # refused above
-        return epoch
+        return self._repository.latest_epoch()
 
     def export(self, output_path: str | PathLike[str] | None = None) -> Path | None:
         """Write this epoch's features to a ZIP of Parquet files.

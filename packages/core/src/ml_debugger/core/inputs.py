@@ -39,7 +39,9 @@ def as_input_ids(input_ids: Any, inputs: int | None) -> list[str]:
         if values.ndim != 1:
             raise InputError(f"input_ids must be one-dimensional, got shape {values.shape}")
         given = values.tolist()
-    elif isinstance(input_ids, str | bytes | Mapping) or not hasattr(input_ids, "__iter__"):
+    elif isinstance(input_ids, str | bytes | Mapping | set | frozenset) or not hasattr(
+        input_ids, "__iter__"
+    ):
         raise InputError(
             f"input_ids must be a sequence with one id an input, got {_short(input_ids)}"
         )

@@ -243,7 +243,7 @@ def _queryable(names: Iterable[str]) -> dict[str, str]:
     sources = {}
     for full in names:
         side, _, name = full.partition("/")
-        vector = name == "logits" or name.startswith(("feature.", "#"))
+        vector = name in ("logits", "statistics") or name.startswith(("feature.", "#"))
         if side in ("input", "predicted") and not vector:
             sources["input_id" if full == "input/id" else name] = full
     return sources

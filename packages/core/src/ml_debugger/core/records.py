@@ -11,6 +11,9 @@ from torch import Tensor
 Array = NDArray[Any]
 Values = TypeVar("Values", Tensor, Array)
 
+#: What decides which units a model shows, such as a threshold, by name; None: not known.
+Settings = Mapping[str, float | int | None]
+
 #: The two tables of the contract: what the model saw and said, and what was true.
 Table = Literal["extracted_feature", "ground_truth"]
 
@@ -164,3 +167,20 @@ def owners(counts: Array | None, inputs: int) -> Array:
     if counts is None:
         return np.arange(inputs)
     return np.repeat(np.arange(inputs), counts)
+
+
+def differing(first: Settings, second: Settings) -> tuple[str, str] | None:
+    """Return in words what either has of the settings in which they differ; None for nothing.
+
+    What one of them does not know is no difference.
+    """
+    both = {name: (value, second.get(name)) for name, value in first.items()}
+    names = [name for name, pair in both.items() if None not in pair and pair[0] != pair[1]]
+    if not names:
+        return None
+    return in_words({n: first[n] for n in names}), in_words({n: second[n] for n in names})
+
+
+def in_words(settings: Settings) -> str:
+    """Return settings as they would be passed; those that are not known are left out."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)

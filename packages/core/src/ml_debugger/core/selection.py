@@ -143,7 +143,8 @@ def _explained(
         way = "highest" if SORTS[strategy] else "lowest"
         reasons = [f"{way} error_proba, place {at}" for at in range(1, len(order) + 1)]
     elif isinstance(strategy, BBoxStrategy):
-        reasons = [f"{strategy.describe()}, place {at}" for at in range(1, len(order) + 1)]
+        sizes = strategy.sizes(pool.column, pool.counts, pool.records.inputs)[order].tolist()
+        reasons = [f"{strategy.describe(n)}, place {at}" for at, n in enumerate(sizes, start=1)]
     elif one_unit and isinstance(strategy, FilterConfig):
         reasons = strategy.describe(column)
     else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ml_debugger.core import distributed, store, sync
 from ml_debugger.core.attached import check_lengths, watching
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
-from ml_debugger.core.checkup import Checkup, check_model
+from ml_debugger.core.checkup import Checkup, check_layers, evaluating
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.inputs import (
     AdditionalField,
@@ -28,7 +28,7 @@ from ml_debugger.core.inputs import (
     tensors_in,
 )
 from ml_debugger.core.layers import architecture_of, default_layers, parse_layers, unwrap
-from ml_debugger.core.records import Batch, ModelVersion, TaskSchema, Units
+from ml_debugger.core.records import Batch, ModelVersion, Settings, TaskSchema, Units
 from ml_debugger.core.settings import Service
 from ml_debugger.core.store import Purpose, Scope
 from ml_debugger.core.transfer import HostCopy
@@ -113,15 +113,13 @@ class Tracer(ABC):
         self._layers = parse_layers(target_layers, unwrap(model))
         self._service = Service.resolve(api_endpoint, api_key)
         sync.announce(self._service, auto_sync=auto_sync)
-        self._store = store.Store(home)
+        self._capture = self.hook(model)
+        # a tracer that is forgotten takes its hooks off as well
+        weakref.finalize(self, self._capture.close)
         try:
-            self._repository = self._register(recreate=force_table_recreate)
-            self._start()
-            self._capture = self.hook(model)
-            # a tracer that is forgotten takes its hooks off as well
-            weakref.finalize(self, self._capture.close)
+            self._open(home, recreate=force_table_recreate)
         except BaseException:
-            self._store.close()
+            self.unhook()
             raise
 
     # What a task implements
@@ -179,9 +177,21 @@ class Tracer(ABC):
         """
         return default_layers(model)
 
+    def settings(self) -> Settings:
+        """Return what decides which units are recorded, by name; None for what is not known.
+
+        Asked once, after `hook`. An error model has only seen what these settings show, so they
+        are kept with the run and with each result.
+        """
+        return {}
+
     def hook(self, model: nn.Module) -> Capture:
-        """Attach our hooks to the model."""
+        """Attach our hooks to the model, before anything is registered."""
         return Capture(model, self._layers)
+
+    def unhook(self) -> None:
+        """Take off the model what `hook` put there; a second time does nothing."""
+        self._capture.close()
 
     def count_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
         """Return how many inputs the arguments of a call of the model hold.
@@ -243,9 +253,30 @@ class Tracer(ABC):
         """Run one batch, record nothing, and report how each layer can be recorded.
 
         The model runs in evaluation mode without gradients, and is left in the mode it was in.
+        Its output is read as that of any call.
+
+        Raises:
+            UnsupportedModelError: The output is not of this task, nor is
+                `_parse_and_save_io_data` overridden for it.
         """
         self._check_open()
-        return check_model(self.model, self._layers, lambda: self.run_model(model_input))
+        capture = self._capture.recording(complete=False)
+        with evaluating(self.model), torch.no_grad(), capture as activations:
+            output = self.run_model(model_input)
+
+        def read(part: Activations) -> Units[Tensor]:
+            return self._read(model_input, output, part)
+
+        try:
+            return check_layers(self.model, activations, read, must_read=not self._reads_itself)
+        finally:
+            activations.release()
+
+    @property
+    def _reads_itself(self) -> bool:
+        """Whether a derived class sees the model's output before `parse_output` does."""
+        ours = Tracer._parse_and_save_io_data
+        return type(self)._parse_and_save_io_data is not ours  # noqa: SLF001  our own
 
     def flush(self) -> None:
         """Return when everything recorded so far is on disk.
@@ -258,11 +289,13 @@ class Tracer(ABC):
     def close(self) -> None:
         """Flush, take our hooks off the model and release the store. Safe to call twice."""
         self._closed = True
-        self._capture.close()
         try:
-            self._writer.stop()
+            self.unhook()
         finally:
-            self._store.close()
+            try:
+                self._writer.stop()
+            finally:
+                self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -274,6 +307,16 @@ class Tracer(ABC):
         return f"<{type(self).__name__} of {type(self.model).__name__} as {self.version}>"
 
     # The steps
+
+    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> None:
+        """Register what is to be recorded; the last step of the constructor that can fail."""
+        self._store = store.Store(home)
+        try:
+            self._repository = self._register(recreate=recreate)
+            self._start()
+        except BaseException:
+            self._store.close()
+            raise
 
     def _register(self, *, recreate: bool) -> "store.LocalRepository":
         def register(*, recreate: bool) -> "store.LocalRepository":
@@ -293,8 +336,11 @@ class Tracer(ABC):
 
     def _start(self) -> None:
         """Begin a run: an id that all ranks agree on, and a writer."""
+        self._settings = dict(self.settings())
         self._run = distributed.agree_on(
-            self._repository.start_run(self.purpose) if distributed.is_primary() else ""
+            self._repository.start_run(self.purpose, settings=self._settings)
+            if distributed.is_primary()
+            else ""
         )
         if not distributed.is_primary():
             self._repository.start_run(
@@ -302,6 +348,7 @@ class Tracer(ABC):
                 run=self._run,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
+                settings=self._settings,
             )
         repository, run = self._repository, self._run
         self._widths: dict[str, tuple[int, ...]] = {}
@@ -358,8 +405,7 @@ class Tracer(ABC):
             "fields": self._fields.take(given, len(ids)),
             "label_fields": labels,
         }
-        ours = Tracer._parse_and_save_io_data
-        if given and type(self)._parse_and_save_io_data is ours:  # noqa: SLF001  our own
+        if given and not self._reads_itself:
             raise InputError(
                 f"unexpected argument {min(given)!r}; additional values must be declared in "
                 "additional_fields or additional_label_fields"
@@ -485,6 +531,11 @@ class Tracer(ABC):
                         self._counted[count] = first + watch.seen
         finally:
             self._watched = False
+        if watch.running:
+            raise InputError(
+                f"attached() ended before calls of the model in other threads ({watch.running}) "
+                "did; nothing of these was recorded. Wait for them within the block"
+            )
         if ids is not None and watch.seen != len(ids):
             raise InputError(
                 f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from torch import nn
+from typing_extensions import override
 
 from ml_debugger.core.aggregation import BBoxStrategy
 from ml_debugger.core.conditions import Condition
@@ -84,12 +85,6 @@ class CommonDataFilter(InferenceTracer):
             api_key,
             home=home,
         )
-        try:
-            if self.filter_config is not None:
-                self._check_filter(self.filter_config)
-        except BaseException:
-            self.close()
-            raise
 
     def __call__(
         self, model_input: Any, input_ids: Any, dataset_type: str = "pool", **kwargs: Any
@@ -170,6 +165,12 @@ class CommonDataFilter(InferenceTracer):
             explain=explain,
             include_empty=include_empty,
         )
+
+    @override
+    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> None:
+        if self.filter_config is not None:
+            self._check_filter(self.filter_config)
+        super()._open(home, recreate=recreate)
 
     def _check_filter(self, config: Strategy) -> None:
         """Refuse a filter that no call could be judged by."""

@@ -81,22 +81,23 @@ class MonitoringLogger(InferenceTracer):
         Without a result there are the counts and the scores; with one also the estimates.
 
         Args:
-            window: Units a window: inputs, or the boxes of a detector; the last may hold fewer.
-                Of the boxes of an image, which are no independent evidence, `drift` looks at one.
+            window: Inputs a window; the last may hold fewer. A detector's images count whole,
+                those without a box too.
             dataset_type: The split to look at.
             confidence: Of the interval of the estimated accuracy, in (0, 1).
 
         Returns:
-            A pandas frame with a row a window: `start` and `end` (UTC), `n`, `mean_score`,
-            `not_finite`. With a result also `estimated_accuracy` with `low` and `high`, which
-            reach farther under drift; `estimated_errors`; `estimated_critical_errors`, those
-            expected in critical_hotspot; `outlier_share`, of units whose outlier p-value is at
-            most 0.05; `drift`, whether the window is less like the evaluated units than chance
-            explains at a rate of false alarms of 1 % a window, NA where the window or the result
-            has fewer than 20 units, which could not tell; `drift_p`, the p-value behind it, and
-            the three that it is made of, `feature_drift_p`, `error_proba_drift_p` and
-            `zone_drift_p`, NaN where not known; and a column for each zone, `stable_coverage` for
-            example: its share of the window.
+            A pandas frame with a row a window: `start` and `end` (UTC), `inputs`, `n` (units: the
+            inputs again, or a detector's boxes), `mean_score`, `not_finite`. With a result also
+            `estimated_accuracy` with `low` and `high`, which reach farther under drift;
+            `estimated_errors`; `estimated_critical_errors`, those expected in critical_hotspot;
+            `outlier_share`, of units whose outlier p-value is at most 0.05; `drift`, whether the
+            window is less like the evaluated units than chance explains at a rate of false alarms
+            of 1 % a window (of the boxes of an image, which are no independent evidence, it looks
+            at one), NA where the window or the result has fewer than 20 inputs with a unit, which
+            could not tell; `drift_p`, the p-value behind it, and the three that it is made of,
+            `feature_drift_p`, `error_proba_drift_p` and `zone_drift_p`, NaN where not known; and a
+            column for each zone, `stable_coverage` for example: its share of the window.
 
         Raises:
             InputError: `window` or `confidence` is out of range.

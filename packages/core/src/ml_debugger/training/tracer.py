@@ -58,6 +58,8 @@ class TrainingTracer(Tracer):
     ) -> AbstractContextManager[None]:
         """Record the calls that other code makes of the model, until the block ends.
 
+        Calls may come from several threads: their order is that in which they begin.
+
         Args:
             ground_truth: What is true of all inputs of the block, in the order of the calls.
             input_ids: Ids of all inputs of the block, in the order of the calls; None counts

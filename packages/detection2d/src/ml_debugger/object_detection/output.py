@@ -8,14 +8,14 @@ from pydantic import Field
 
 from ml_debugger.core.detection.output import Detections as Detections
 from ml_debugger.core.detection.output import HeadRows as HeadRows
-from ml_debugger.core.detection.output import Settings
+from ml_debugger.core.detection.output import NMSSettings
 from ml_debugger.core.detection.units import BoxOutput
 
 #: Pixels of the image as it was loaded, or of the tensor that the network gets: resized, padded.
 Frame = Literal["original", "network"]
 
 
-class NMSConfig(Settings):
+class NMSConfig(NMSSettings):
     """What decides which boxes the user sees; None leaves a setting as the model has it.
 
     Attributes:

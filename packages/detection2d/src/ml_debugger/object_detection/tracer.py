@@ -34,7 +34,7 @@ class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):
 
     schema = SCHEMA
     families = FAMILIES
-    settings = NMSConfig
+    config = NMSConfig
 
     @staticmethod
     @override
@@ -72,8 +72,9 @@ class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):
         if values.ndim == 4 and output.size is not None:
             return pool_boxes(values[number], output.boxes.float(), output.size, output.placement)
         one = values[number].float()
-        vector = one.flatten(1).mean(0) if one.ndim > 1 else one
-        return vector.expand(len(output), -1)
+        if one.ndim > 1:  # a map of an image whose size is not known, or a row for each part of it
+            one = one.flatten(1).mean(1) if one.ndim > 2 else one.mean(0)
+        return one.expand(len(output), -1)
 
     @override
     def count_images(self, model_input: Any) -> int | None:
@@ -83,7 +84,9 @@ class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):
     @override
     def parse_ground_truth(self, ground_truth: Any, inputs: int | None) -> Units[Tensor]:
         frame: Frame = "original" if self._adapter is None else self._adapter.frame
-        return _actual(read_ground_truth(ground_truth, inputs, frame=frame))
+        units = _actual(read_ground_truth(ground_truth, inputs, frame=frame))
+        self.warn_of_labels(units["label"])
+        return units
 
 
 def _recorded(image: ImageOutput) -> DetectionOutput:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ml_debugger.core.detection import output
 from ml_debugger.core.detection.output import Detections as Detections
-from ml_debugger.core.detection.output import Settings
+from ml_debugger.core.detection.output import NMSSettings
 from ml_debugger.core.detection.units import BoxOutput
 from ml_debugger.object_detection_3d.frames import Convention as Convention
 
 
-class NMSConfig(Settings):
+class NMSConfig(NMSSettings):
     """What decides which boxes the user sees; None leaves a setting as the model has it.
 
     Attributes:

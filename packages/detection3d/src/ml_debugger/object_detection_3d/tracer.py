@@ -48,7 +48,7 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
 
     schema = SCHEMA
     families = FAMILIES
-    settings = NMSConfig
+    config = NMSConfig
     frame: ClassVar[Frame] = "lidar"
 
     pc_range: Range | None = None
@@ -126,7 +126,9 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
                     f"of {type(unwrap(self.model)).__name__} are in {self._frame()!r}; bring one "
                     "to the other, see ml_debugger.object_detection_3d.frames"
                 )
-        return _actual(truths, self.pc_range)
+        units = _actual(truths, self.pc_range)
+        self.warn_of_labels(units["label"])
+        return units
 
     def _frame(self) -> Frame:
         return self.frame if self._adapter is None else self._adapter.frame

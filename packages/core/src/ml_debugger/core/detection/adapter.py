@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from torch import nn
 
 from ml_debugger.core.capture import Call
-from ml_debugger.core.detection.output import Settings
+from ml_debugger.core.detection.output import NMSSettings
 
 Said = TypeVar("Said")
-Config = TypeVar("Config", bound=Settings)
+Config = TypeVar("Config", bound=NMSSettings)
 
 
 class Calls(Protocol):
@@ -28,10 +28,12 @@ class Adapter(ABC, Generic[Said, Config]):
 
     Attributes:
         family: What the family is called, for messages.
+        background: The label that stands for nothing, where the model numbers it.
         silence: What to say where a tapped module did not run.
     """
 
     family: ClassVar[str]
+    background: ClassVar[int | None] = None
     silence: ClassVar[str] = "was the model compiled, scripted or exported, or did it return early?"
 
     @abstractmethod

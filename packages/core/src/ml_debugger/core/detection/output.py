@@ -10,7 +10,7 @@ from torch import Tensor
 from ml_debugger.core.errors import InputError
 
 
-class Settings(BaseModel):
+class NMSSettings(BaseModel):
     """What decides which boxes the user sees; None leaves a setting as the model has it.
 
     Attributes:

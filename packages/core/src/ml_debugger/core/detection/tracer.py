@@ -1,10 +1,10 @@
 """How detectors are recorded, whatever a box is."""
 
 import warnings
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic
 
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from typing_extensions import override
 from ml_debugger.core.capture import Activations, Call, Capture
 from ml_debugger.core.detection.adapter import Adapter, Config, Said
 from ml_debugger.core.detection.families import Families
-from ml_debugger.core.detection.output import Settings
+from ml_debugger.core.detection.output import NMSSettings
 from ml_debugger.core.detection.settings import lend
 from ml_debugger.core.detection.units import BoxOutput
 from ml_debugger.core.errors import InputError, LayerNotCapturedError, UnsupportedModelError
 from ml_debugger.core.layers import Layer, unwrap
-from ml_debugger.core.records import Units
+from ml_debugger.core.records import Settings, Units
 from ml_debugger.core.tracer import Tracer
 
 
@@ -36,11 +36,11 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
 
     Attributes:
         families: The families of detectors that the task knows.
-        settings: The class of its settings.
+        config: The class of its settings.
     """
 
     families: ClassVar[Families[Any]]
-    settings: ClassVar[type[Any]]
+    config: ClassVar[type[Any]]
 
     _wanted: Config | None = None
     _given_classes: int | None = None
@@ -54,7 +54,7 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
         if n_class is not None and (type(n_class) is not int or n_class < 1):
             raise InputError(f"n_class must be a positive int or None, got {n_class!r}")
         self._given_classes = n_class
-        self._wanted = self.settings.of(**settings)
+        self._wanted = self.config.of(**settings)
 
     # What a detector of a family that is not known needs
 
@@ -83,7 +83,7 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
     def _get_nms_config(self, model: nn.Module) -> Config:
         """Return the settings that the model has now; None for those that it does not tell."""
         adapter = self.families.of(model)
-        found: Config = self.settings() if adapter is None else adapter.nms(model)
+        found: Config = self.config() if adapter is None else adapter.nms(model)
         return found
 
     # What a task says
@@ -122,8 +122,9 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
 
     @property
     def nms_config(self) -> Config:
-        """The settings that decide which boxes the user sees."""
-        return self._config
+        """The settings that decide which boxes the user sees, as they are now."""
+        now = self._get_nms_config(unwrap(self.model))
+        return now.model_copy(update=self._held) if self._held else now
 
     @override
     def accept(self, model: nn.Module) -> None:
@@ -147,6 +148,11 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
         return found
 
     @override
+    def settings(self) -> Settings:
+        wanted = self._wanted.model_dump(exclude_none=True) if self._wanted else {}
+        return {**self.nms_config.model_dump(), **wanted}
+
+    @override
     def hook(self, model: nn.Module) -> Capture:
         inner = unwrap(model)
         adapter = self._adapter = self.families.of(inner)
@@ -159,23 +165,27 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True) if self._wanted else {}
             if self._wanted and wanted:
-                give_back = lend(inner, before, self._wanted, self._applier(adapter))
-                # it acts once: when closed, or else when forgotten
-                self._restore = weakref.finalize(self, give_back)
+                self._restore = lend(inner, before, self._wanted, self._applier(adapter))
+                now = self._get_nms_config(inner)
+                self._held = {k: v for k, v in wanted.items() if getattr(now, k) != v}
                 if adapter is None:
                     _warn_of_lost(wanted, before)
         except BaseException:
+            self._restore()
             capture.close()
             raise
-        self._config = before.model_copy(update=wanted)
         return capture
 
     @override
-    def close(self) -> None:
+    def unhook(self) -> None:
         try:
             self._restore()
         finally:
-            super().close()
+            super().unhook()
+
+    def __del__(self) -> None:
+        """Give a model its settings back if the tracer was forgotten."""
+        self._restore()
 
     @contextmanager
     @override
@@ -225,10 +235,26 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
                 self._features(alias, layer, one, number, len(outputs), activations)
                 for number, one in enumerate(outputs)
             ]
-            for alias, layer in self._layers.items()
+            for alias, layer in activations.layers.items()
         }
         return self.units_of(outputs, features)
 
+    def warn_of_labels(self, labels: Tensor) -> None:
+        """Say once if there are true boxes that the model can never get right."""
+        background = None if self._adapter is None else self._adapter.background
+        odd = labels[(labels >= self.n_class) | (labels == background)]
+        if len(odd) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"true boxes have the labels {sorted(set(odd.tolist()))}, which "
+                f"{type(self.model).__name__} never gives: its own are below {self.n_class}"
+                + ("" if background is None else f", and {background} stands for background")
+                + ". Number labels as the model does; as they are, these boxes count as errors",
+                stacklevel=2,
+            )
+
+    _warned = False
+    _held: Mapping[str, Any] = MappingProxyType({})  # wishes that no model keeps: `parse` does
     _restore: Callable[[], Any] = staticmethod(_nothing)
 
     def _said(self, model_output: Any) -> list[Said]:
@@ -324,7 +350,7 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
         return self._apply_nms_config if adapter is None or own else adapter.apply_nms
 
 
-def _warn_of_lost(wanted: Mapping[str, Any], before: Settings) -> None:
+def _warn_of_lost(wanted: Mapping[str, Any], before: NMSSettings) -> None:
     lost = [name for name in wanted if getattr(before, name) is None]
     if lost:
         warnings.warn(

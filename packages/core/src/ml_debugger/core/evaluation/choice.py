@@ -9,6 +9,7 @@ import pyarrow as pa
 from ml_debugger.core.errors import NothingToEvaluateError
 from ml_debugger.core.evaluation.labelled import Judge, LabelledUnits
 from ml_debugger.core.evaluation.options import EvaluationOptions
+from ml_debugger.core.records import Settings
 from ml_debugger.core.store import Records, Repository, Scope
 
 TRAIN = "train"
@@ -22,6 +23,7 @@ class Selection:
         units: The labelled units.
         dataset_types: The data sets they belong to.
         runs: The runs they come from.
+        settings: What these recorded with, where they agree; None where they do not.
         stored: Units of all records that fit the request.
         without_label: How many of those have no ground truth.
         replaced: Records that a later record of the same input replaced.
@@ -32,6 +34,7 @@ class Selection:
     units: LabelledUnits
     dataset_types: tuple[str, ...]
     runs: tuple[str, ...]
+    settings: Settings
     stored: int
     without_label: int
     replaced: int
@@ -76,7 +79,8 @@ def select(
             f"all of the {len(units):,} predicted units lie where the ground truth asks not to look"
         )
     runs = _runs_by_epoch(parts)
-    notes = [*_optimism(kinds), *_mixture(runs)]
+    settings, differences = _settings(repository, runs)
+    notes = [*_optimism(kinds), *_mixture(runs), *differences]
     left = [alias for alias in repository.layers if alias not in units.layers]
     if left:
         notes.append(
@@ -87,6 +91,7 @@ def select(
         units=units,
         dataset_types=tuple(kinds),
         runs=tuple(dict.fromkeys(run for some in runs.values() for run in some)),
+        settings=settings,
         stored=stored,
         without_label=stored - len(units),
         replaced=records.replaced,
@@ -104,6 +109,26 @@ def _runs_by_epoch(parts: Sequence[Records]) -> dict[int | None, list[str]]:
             if row["run"] not in runs:
                 runs.append(row["run"])
     return found
+
+
+def _settings(
+    repository: Repository, runs: Mapping[int | None, Sequence[str]]
+) -> tuple[Settings, list[str]]:
+    """Return the settings of some runs, and what there is to say if they differ."""
+    chosen = {run for names in runs.values() for run in names}
+    known = [one.settings for one in repository.runs() if one.run in chosen]
+    values: dict[str, list[float | int]] = {}
+    for name, value in (item for one in known for item in one.items()):
+        found = values.setdefault(name, [])
+        if value is not None and value not in found:
+            found.append(value)
+    settings = {name: found[0] if len(found) == 1 else None for name, found in values.items()}
+    return settings, [
+        f"The runs were recorded with different {name} ({', '.join(map(str, found))}): what is "
+        'seen under one is not under another; choose one run with options={"run": ...}.'
+        for name, found in values.items()
+        if len(found) > 1
+    ]
 
 
 def _optimism(kinds: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Both read from a result *to* another one: call them on the older result with the newer one.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from ml_debugger.core.evaluation.following import INPUT, KEY, followed
 from ml_debugger.core.evaluation.frames import FrameKind, as_frame
+from ml_debugger.core.records import differing
 from ml_debugger.core.task import NOTHING, task_named
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def compare(first: "Result", second: "Result", as_: FrameKind = "pandas") -> Any
         A frame with the columns `figure`, `this`, `other`, `difference` (other minus this) and
         `better` (true where the other result is better, null where neither is).
     """
+    _warn_of_settings(first, second)
     rows: list[tuple[str, float | None, float | None, bool | None]] = []
     ours, theirs = first.manifest.metrics.model_dump(), second.manifest.metrics.model_dump()
     rows += [(name, ours[name], theirs[name], up) for name, up in COMPARED.items()]
@@ -67,6 +70,18 @@ def compare(first: "Result", second: "Result", as_: FrameKind = "pandas") -> Any
         ),
         as_,
     )
+
+
+def _warn_of_settings(first: "Result", second: "Result") -> None:
+    """Say so if the results see different units of the same output."""
+    found = differing(first.settings, second.settings)
+    if found is not None:
+        warnings.warn(
+            f"{first.result_name} was recorded with {found[0]} and {second.result_name} with "
+            f"{found[1]}: what differs may come from that and not from the model. Record both "
+            "with the same settings to compare the models",
+            stacklevel=4,
+        )
 
 
 def _zone_shares(result: "Result") -> list[tuple[str, float | None, float | None]]:
@@ -162,19 +177,24 @@ class Flow:
         return float(self.tests.loc["all", "p_value"])
 
     def __str__(self) -> str:
-        counts = self.counts.to_string()
         end = f", {self.relabelled:,} have another label" if self.relabelled else ""
-        total = int(self.counts.to_numpy().sum())
         if NOTHING in self.outcomes.index:
+            tests = self.tests.to_dict("index")
+            every, true, alarms = tests["all"], tests["true"], tests["false alarms"]
             return (
-                f"{self.this} -> {self.other}: {total:,} true units and false alarms{end}\n"
-                f"{self.tests.to_string()}\n{self.outcomes.to_string()}\n{counts}"
+                f"{self.this} -> {self.other}\n"
+                f"  true objects  {true['fixed']:,} fixed, {true['broke']:,} broke, of "
+                f"{true['n']:,}{end}\n"
+                f"  false alarms  {alarms['fixed']:,} gone, {alarms['broke']:,} new, of "
+                f"{alarms['n']:,}\n"
+                f"  inputs        {every['better']:,} better, {every['worse']:,} worse "
+                f"({self.test} p = {self.p_value:.2g})\n{self.outcomes.to_string()}"
             )
-        kept = int(np.trace(self.counts.to_numpy()))
+        kept, total = int(np.trace(self.counts)), int(self.counts.to_numpy().sum())
         return (
             f"{self.this} -> {self.other}: {kept:,} of {total:,} units kept their zone, "
             f"{len(self.fixed):,} were fixed, {len(self.regressions):,} broke "
-            f"({self.test} p = {self.p_value:.2g}){end}\n{counts}"
+            f"({self.test} p = {self.p_value:.2g}){end}\n{self.counts.to_string()}"
         )
 
 
@@ -189,6 +209,7 @@ def flow(first: "Result", second: "Result") -> Flow:
         InputError: The results share no input, or are of two tasks.
     """
     both, relabelled, only_this, only_other = followed(first, second)
+    _warn_of_settings(first, second)
     changed = np.zeros(len(both), np.bool_)
     for name in ("zone", "outcome"):
         here, there = (both[f"{prefix}{name}"].cat.codes for prefix in ("", "other_"))

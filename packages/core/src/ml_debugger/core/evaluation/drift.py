@@ -61,12 +61,15 @@ class Evaluated:
         outlier: Their outlier p-values, ascending, shape (n,), float64.
         zones: How many of them are in each of `ZONES`, shape (6,), int64.
         level: Variance of the level of the probabilities; see `accuracy`.
+        together: How much units of one input are right or wrong together, given their
+            probabilities: their correlation, in [0, 1]; 0 where every input is one unit.
     """
 
     error_proba: Floats
     outlier: Floats
     zones: Integers
     level: float
+    together: float
 
     @classmethod
     def of(cls, result: "Result") -> Self:
@@ -89,7 +92,7 @@ class Evaluated:
             columns["error_proba"],
             columns["outlier"],
             assign_zones(rules, columns, columns["prediction"]),
-            one_each(np.cumsum(changes)),
+            np.cumsum(changes),
         )
 
     @classmethod
@@ -99,7 +102,7 @@ class Evaluated:
         error_proba: Array,
         outlier: Array,
         zone: Array,
-        independent: Integers | None = None,
+        owner: Integers | None = None,
     ) -> Self:
         """Take evaluated units.
 
@@ -108,16 +111,23 @@ class Evaluated:
             error_proba: Out of fold, as of a new unit (`Estimates.as_new`), shape (n,), in [0, 1].
             outlier: Outlier p-values, shape (n,), in (0, 1].
             zone: Positions in `ZONES` by the same probabilities, shape (n,).
-            independent: Positions of those that are independent evidence of drift; None for all.
+            owner: The input of each, numbered from 0 in ascending order, shape (n,); None where
+                each is one of its own.
         """
         proba = np.asarray(error_proba, np.float64)
-        some = np.arange(len(proba)) if independent is None else independent
+        owner = np.arange(len(proba)) if owner is None else owner
+        some = one_each(owner)
         residual = np.asarray(wrong, np.float64) - proba
+        sizes = np.bincount(owner)
+        squares = float((np.bincount(owner, residual) ** 2).sum())
+        together = _together(residual, proba, owner)
+        unseen = 1 + together * (float((sizes**2).sum()) / max(len(sizes), 1) - 1)
         return cls(
             error_proba=np.sort(proba[some]),
             outlier=np.sort(np.asarray(outlier, np.float64)[some]),
             zones=np.bincount(np.asarray(zone, np.int64)[some], minlength=len(ZONES)),
-            level=(float((residual**2).sum()) + 1) / max(len(proba), 1) ** 2,
+            level=(squares + unseen) / max(len(proba), 1) ** 2,
+            together=together,
         )
 
     def drift(self, error_proba: Array, outlier: Array, zone: Array) -> Drift | None:
@@ -167,7 +177,11 @@ class Evaluated:
         )
 
     def accuracy(
-        self, error_proba: Array, confidence: float, drift: Drift | None = None
+        self,
+        error_proba: Array,
+        confidence: float,
+        drift: Drift | None = None,
+        owner: Array | None = None,
     ) -> tuple[float, float]:
         """Return an interval for the accuracy on some unlabelled units.
 
@@ -175,20 +189,28 @@ class Evaluated:
         a Poisson binomial count), and the level of the probabilities. The level is fitted to the
         evaluated units, so its variance is that of the mean out-of-fold residual,
         (1 + sum (wrong - error_proba)^2) / n^2; the 1 stands for the error that few units may not
-        have shown yet. Both are taken as normal; half a unit is added for the count's being
-        whole. Units unlike the evaluated ones may be wrong at any rate: where drift is raised,
-        the interval reaches as much farther, on either side, as `Drift.distance`.
+        have shown yet. Units of one input may be right or wrong together, so residuals are summed
+        within an input before they are squared (Liang & Zeger 1986), and counts vary more by the
+        covariances within inputs, their correlation being that of the evaluated units (by moments,
+        as in Ridout, Demetrio & Firth 1999). Both are taken as normal; half a unit is added for the
+        count's being whole. Units unlike the evaluated ones may be wrong at any rate: where drift
+        is raised, the interval reaches as much farther, on either side, as `Drift.distance`.
 
         Args:
             error_proba: Shape (m,), in [0, 1].
             confidence: How often the interval should hold the accuracy, in (0, 1).
             drift: Of the same units; None where it is not known.
+            owner: The input of each, in any numbers, shape (m,); None where each is one of its own.
         """
         m = len(error_proba)
         if m == 0:
             return 0.0, 1.0
         proba = np.asarray(error_proba, np.float64)
-        counting = float((proba * (1 - proba)).sum()) / m**2
+        variance = proba * (1 - proba)
+        counting = float(variance.sum()) / m**2
+        if owner is not None:
+            pairs = _pairs(np.sqrt(variance), np.unique(owner, return_inverse=True)[1])
+            counting += self.together * pairs / m**2
         deviation = float(np.sqrt(counting + self.level))
         reach = NormalDist().inv_cdf((1 + confidence) / 2) * deviation + 0.5 / m
         if drift is not None and drift.raised:
@@ -207,6 +229,22 @@ def one_each(owner: Array) -> Integers:
     sizes = np.diff(np.append(starts, len(owner)))
     drawn = np.random.default_rng(0).random(len(starts)) * sizes
     return (starts + drawn.astype(np.int64)).astype(np.int64)
+
+
+def _pairs(values: Floats, owner: Integers) -> float:
+    """Return the sum of the products of each two values of one input, either way round."""
+    together = float((np.bincount(owner, values) ** 2).sum())
+    return together - float((values**2).sum())
+
+
+def _together(residual: Floats, proba: Floats, owner: Integers) -> float:
+    """Return the correlation of two units of one input, in [0, 1]; 1 where nothing tells."""
+    if len(owner) == len(np.unique(owner)):
+        return 0.0
+    expected = _pairs(np.sqrt(proba * (1 - proba)), owner)
+    if expected <= 0:
+        return 1.0
+    return float(np.clip(_pairs(residual, owner) / expected, 0.0, 1.0))
 
 
 def _apart(ascending: Floats, others: Array) -> tuple[float, float]:

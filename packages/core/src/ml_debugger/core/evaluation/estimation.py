@@ -298,7 +298,7 @@ def figures(
         groups: Units of one input, which are no independent evidence, shape (n,).
     """
     n, errors = len(wrong), int(wrong.sum())
-    low, high = metrics.wilson_interval(n - errors, n)
+    low, high = metrics.share_interval(~np.asarray(wrong, np.bool_), groups)
     found = {name: _defined(getattr(metrics, name)(proba, wrong)) for name in (*METRICS, "nll")}
     # In an order of their own, so that the resamples do not depend on that of the records.
     order = np.lexsort((wrong, proba))

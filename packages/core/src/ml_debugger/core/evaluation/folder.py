@@ -133,6 +133,7 @@ class Manifest(_Frozen):
     class_names: list[str] | None = None
     architecture_hash: str
     layers: dict[str, str]
+    settings: dict[str, float | int | None] = Field(default_factory=dict)
     fields: list[str] = Field(default_factory=list)
     metrics: Metrics
     baselines: dict[str, dict[str, float | None]] = Field(default_factory=dict)

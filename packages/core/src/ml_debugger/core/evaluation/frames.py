@@ -53,6 +53,19 @@ def texts(table: pa.Table, name: str) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
 
 
+def groups(units: pa.Table) -> NDArray[np.int64] | None:
+    """Number the inputs that units belong to, shape (n,); None where each is one of its own.
+
+    The same id in several epochs is one input, as in `LabelledUnits.groups`.
+    """
+    numbers = np.zeros(len(units), np.int64)
+    for name in ("dataset_type", "input_id"):
+        column = units.column(name).combine_chunks()
+        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        numbers = numbers * max(len(column.dictionary), 1) + np.asarray(column.indices)
+    return numbers if len(np.unique(numbers)) < len(numbers) else None
+
+
 def bin_edges(bins: int | Sequence[float], what: str) -> NDArray[np.float64]:
     """Return the edges of bins over [0, 1].
 
@@ -117,7 +130,8 @@ def zones_table(units: pa.Table, rules: "ZoneRules") -> pa.Table:
 
     position = {zone.value: at for at, zone in enumerate(ZONES)}
     at = np.array([position[name] for name in texts(units, "zone")], dtype=np.int8)
-    rows = zone_table(at, numbers(units, "wrong").astype(bool), numbers(units, "score"))
+    wrong = numbers(units, "wrong").astype(bool)
+    rows = zone_table(at, wrong, numbers(units, "score"), groups(units))
     said: dict[str, list[str]] = {zone.value: [] for zone in ZONES}
     for text in rules.describe():
         zone, _, rule = text.partition(": ")
@@ -134,13 +148,14 @@ Equal = Literal["size", "width"]
 
 def reliability_table(units: pa.Table, bins: int, equal: Equal) -> pa.Table:
     """Put said beside observed error rates, in bins of equal size or width; none is empty."""
-    from ml_debugger.core.evaluation.metrics import reliability_curve, wilson_interval
+    from ml_debugger.core.evaluation.metrics import reliability_curve, share_interval
 
     if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1000:
         raise InputError(f"bins must be a number from 1 to 1000, got {bins!r}")
     proba, wrong = numbers(units, "error_proba"), numbers(units, "wrong").astype(bool)
+    owner = groups(units)
     if equal == "size":
-        curve = reliability_curve(proba, wrong, bins)
+        curve = reliability_curve(proba, wrong, bins, owner)
         columns = (curve.predicted, curve.observed, curve.low, curve.high, curve.size)
         return pa.table(dict(zip(_RELIABILITY, columns, strict=True)))
     if equal != "width":
@@ -150,7 +165,7 @@ def reliability_table(units: pa.Table, bins: int, equal: Equal) -> pa.Table:
     for number in np.unique(at):
         inside = at == number
         n, errors = int(inside.sum()), int(wrong[inside].sum())
-        low, high = wilson_interval(errors, n)
+        low, high = share_interval(wrong[inside], None if owner is None else owner[inside])
         said = float(proba[inside].astype(np.float64).mean())
         rows.append(dict(zip(_RELIABILITY, (said, errors / n, low, high, n), strict=True)))
     return pa.Table.from_pylist(rows)

@@ -91,6 +91,7 @@ def evaluate(
         class_names=None if chosen.class_names is None else list(chosen.class_names),
         architecture_hash=repository.architecture_hash,
         layers=selection.units.layers,
+        settings=dict(selection.settings),
         fields=[field_name(full) for full in _users_fields(units, task.schema)],
         metrics=estimated.metrics,
         baselines=estimated.baselines,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 
 _NORMAL_95 = 1.959963984540054
 
@@ -21,7 +21,7 @@ class ReliabilityCurve(NamedTuple):
     Attributes:
         predicted: Mean error probability of each bin, shape (b,), float64, ascending.
         observed: Share of errors in it.
-        low: Lower end of the 95 % Wilson interval of `observed`.
+        low: Lower end of the 95 % interval of `observed`; see `share_interval`.
         high: Its upper end.
         size: Units in it, int64.
     """
@@ -107,8 +107,13 @@ def ece(proba: Array, wrong: Array, bins: int = 15) -> float:
     return float(np.abs(curve.predicted - curve.observed) @ curve.size / curve.size.sum())
 
 
-def reliability_curve(proba: Array, wrong: Array, bins: int = 15) -> ReliabilityCurve:
-    """Return predicted and observed error in at most `bins` bins of equal mass."""
+def reliability_curve(
+    proba: Array, wrong: Array, bins: int = 15, groups: Integers | None = None
+) -> ReliabilityCurve:
+    """Return predicted and observed error in at most `bins` bins of equal mass.
+
+    Units of one group, shape (n,), are no independent evidence; None where each is one.
+    """
     proba = np.asarray(proba, np.float64)
     order = np.argsort(proba, kind="stable")
     ordered, outcome = proba[order], _over_ties(proba[order], np.asarray(wrong)[order])
@@ -118,7 +123,12 @@ def reliability_curve(proba: Array, wrong: Array, bins: int = 15) -> Reliability
         return ReliabilityCurve(*(np.zeros(0),) * 4, size)
     first = np.concatenate([[0], np.cumsum(size)[:-1]])
     errors = np.add.reduceat(outcome, first)
-    low, high = _wilson(errors, size)
+    told: Floats = size.astype(np.float64)
+    if groups is not None:
+        wrong = np.asarray(wrong, np.float64)
+        parts = [order[at : at + n] for at, n in zip(first, size, strict=True)]
+        told = np.array([effective_size(wrong[part], groups[part]) for part in parts])
+    low, high = _wilson(errors * (told / size), told)
     predicted = np.add.reduceat(ordered, first) / size
     return ReliabilityCurve(predicted, errors / size, low, high, size)
 
@@ -133,12 +143,63 @@ def risk_coverage_curve(proba: Array, wrong: Array) -> RiskCoverageCurve:
     return RiskCoverageCurve(accepted / max(n, 1), errors / accepted, errors / max(n, 1))
 
 
-def wilson_interval(k: float, n: int) -> tuple[float, float]:
+def wilson_interval(k: float, n: float) -> tuple[float, float]:
     """Return the 95 % interval of a share of k in n (Wilson 1927); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     low, high = _wilson(np.array([float(k)]), np.array([n]))
     return float(low[0]), float(high[0])
+
+
+def share_interval(hits: Array, groups: Integers | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of a share, of units that may not be independent.
+
+    That of Wilson (1927), of as many units as tell as much of the share if they are independent
+    (Rao & Scott 1992; for Wilson's interval, Dean & Pagano 2015). Where each group is one unit it
+    is Wilson's own. (0, 1) without units.
+
+    Args:
+        hits: Which units count, shape (n,).
+        groups: Units of one group are no independent evidence, shape (n,); None where each is one.
+    """
+    n = len(hits)
+    hits = np.asarray(hits, np.float64)
+    told = effective_size(hits, groups)
+    return wilson_interval(float(hits.sum()) * (told / n) if n else 0.0, told)
+
+
+def effective_size(hits: Array, groups: Integers | None = None) -> float:
+    """Return how many independent units tell as much of a share as these do.
+
+    The number of units by the design effect (Kish 1965), which is the variance of the share over
+    that of independent units. The variance is that of the jackknife which leaves one group out at a
+    time (Wolter 2007), and it has as many degrees of freedom as there are groups but one (Korn &
+    Graubard 1998). Never more than there are units. Where all are alike, nothing tells how they go
+    together, and they count as if each group were right or wrong as a whole.
+
+    Args:
+        hits: Which units count, shape (n,).
+        groups: Numbers of their groups, shape (n,); None where each unit is one.
+    """
+    n = len(hits)
+    if groups is None or n == 0:
+        return n
+    owner = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(owner).astype(np.float64)
+    m = len(sizes)
+    if m == n:
+        return n
+    hits = np.asarray(hits, np.float64)
+    share = float(hits.mean())
+    if m == 1 or share in (0.0, 1.0):
+        return n**2 / float((sizes**2).sum())
+    from scipy.special import stdtrit
+
+    moved = np.bincount(owner, hits - share) / (n - sizes)  # by how much, without a group
+    variance = (m - 1) / m * float((moved**2).sum())
+    wider = float(stdtrit(m - 1, 0.975) / stdtrit(n - 1, 0.975)) ** 2
+    independent = share * (1 - share)
+    return independent / max(variance, independent / n) / wider
 
 
 def _wilson(k: Floats, n: Array) -> tuple[Floats, Floats]:

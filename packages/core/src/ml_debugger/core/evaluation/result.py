@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ErrorKind = Literal["misclassified", "unknown_class", "confirmed", "suspect_label"]
 
 OURS = "error_proba"
+SUSPECT = "suspect_label"
 
 _INTERVALS = ("auroc", "aurc", "augrc", "brier", "ece", "auroc_gain")
 _JUDGED = [f"{name}{end}" for name in _INTERVALS for end in ("", "_low", "_high")] + ["nll"]
@@ -100,7 +101,7 @@ class Result(SavedResult):
 
     def errors(
         self,
-        kind: ErrorKind | None = None,
+        kind: ErrorKind | str | None = None,
         code: str | None = None,
         zone: str | None = None,
         as_: FrameKind = "pandas",
@@ -111,17 +112,18 @@ class Result(SavedResult):
             kind: "misclassified" (the truth is another class of the model), "unknown_class" (it
                 is none of them), "confirmed" (the features side with the annotation: code ends in
                 `**`), "suspect_label" (the features side with the prediction: look at the
-                annotation first). None: all of them.
+                annotation first). Where units have a column `kind`, one of its values instead of
+                the first three: of boxes, "D" for example. None: all of them.
             code: Only units with this error code.
             zone: Only units of this zone.
             as_: The kind of frame.
 
         Raises:
-            InputError: Not a kind or a zone that exists.
+            InputError: Not a kind of this task, or not a zone.
         """
         wrong = self._units.filter(self._units.column("wrong"))
         if kind is not None:
-            wrong = wrong.filter(_of_kind(wrong, kind))
+            wrong = wrong.filter(_of_kind(wrong, kind, self.manifest.task))
         return as_frame(self._ordered(wrong, code=code, zone=zone), as_)
 
     def samples(
@@ -371,9 +373,17 @@ class Result(SavedResult):
         return self.summary().to_html()
 
 
-def _of_kind(units: pa.Table, kind: str) -> Any:
-    if kind not in get_args(ErrorKind):
-        raise InputError(f"no kind {kind!r}; the kinds are: {', '.join(get_args(ErrorKind))}")
+def _of_kind(units: pa.Table, kind: str, task: str) -> Any:
+    own = "kind" in units.column_names
+    kinds = get_args(ErrorKind)
+    if own:
+        from ml_debugger.core.task import task_named
+
+        kinds = (*task_named(task).schema.kinds, SUSPECT)
+    if kind not in kinds:
+        raise InputError(f"no kind {kind!r}; the kinds are: {', '.join(kinds)}")
+    if own and kind != SUSPECT:
+        return pc.equal(units.column("kind").cast(pa.string()), kind)
     if kind == "misclassified":
         return pc.is_valid(units.column("label"))
     if kind == "unknown_class":

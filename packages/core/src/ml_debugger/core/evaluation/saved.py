@@ -94,6 +94,14 @@ class SavedResult:
         return dict(self.manifest.layers)
 
     @property
+    def settings(self) -> dict[str, float | int | None]:
+        """What decided which units were recorded, such as thresholds; None for what is not known.
+
+        Empty for a task without settings, and in results of earlier versions.
+        """
+        return dict(self.manifest.settings)
+
+    @property
     def fields(self) -> list[str]:
         """The additional fields among the columns."""
         return list(self.manifest.fields)

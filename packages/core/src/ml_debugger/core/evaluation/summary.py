@@ -6,6 +6,8 @@ from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from ml_debugger.core.records import in_words
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
@@ -29,6 +31,7 @@ class Summary(Mapping[str, Any]):
     n_epoch: int | Literal["all"] | None
     created_at: datetime
     dataset_types: tuple[str, ...]
+    settings: dict[str, float | int | None]
     n: int
     errors: int
     accuracy: float
@@ -71,6 +74,7 @@ class Summary(Mapping[str, Any]):
             n_epoch=manifest.n_epoch,
             created_at=manifest.created_at,
             dataset_types=tuple(manifest.dataset_types),
+            settings=dict(manifest.settings),
             n=metrics.n,
             errors=metrics.errors,
             accuracy=metrics.accuracy,
@@ -114,6 +118,7 @@ class Summary(Mapping[str, Any]):
         lines = [
             ("model", f"{self.model_name} / {self.version_name}, epoch {self.n_epoch}"),
             ("evaluated", f"{self.n:,} units of {', '.join(self.dataset_types)}"),
+            *([("settings", said)] if (said := in_words(self.settings)) else []),
             (
                 "accuracy",
                 f"{self.accuracy:.1%} ({self.accuracy_low:.1%} to {self.accuracy_high:.1%}), "

@@ -8,6 +8,7 @@ from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.drift import OUTLIER, Drift, Evaluated, one_each
 from ml_debugger.core.evaluation.zones import ZONES, Zone
 from ml_debugger.core.records import Array
+from ml_debugger.core.store.columns import RECORDED_AT
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
@@ -25,31 +26,48 @@ def health(pool: "StoredPool", *, window: int, confidence: float) -> Any:
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, got {confidence!r}")
     if not pool.records.inputs:
-        return pd.DataFrame(columns=["start", "end", "n", "mean_score", "not_finite"])
-    time = np.asarray(pool.column("recorded_at"))
-    order = np.argsort(time, kind="stable")
+        names = ["start", "end", "inputs", "n", "mean_score", "not_finite"]
+        return pd.DataFrame(columns=names)
+    # a window is of inputs, so that those with many units make no statement about fewer inputs
+    time = np.asarray(pool.records.column(RECORDED_AT))
+    place = np.empty(len(time), np.int64)
+    place[np.argsort(time, kind="stable")] = np.arange(len(time))
+    time = np.sort(time)
+    owner = place if pool.owner is None else place[pool.owner]
+    order = np.argsort(owner, kind="stable")
+    owner = owner[order]
+    starts = np.arange(0, len(time), window)
+    ends = np.minimum(starts + window, len(time))
+    cuts = [
+        slice(*np.searchsorted(owner, ends_at).tolist())
+        for ends_at in zip(starts, ends, strict=True)
+    ]
     score = np.asarray(pool.column("score"), np.float64)[order]
     finite = np.asarray(pool.column("finite"), bool)[order]
-    time = time[order]
-    cuts = [slice(at, at + window) for at in range(0, len(order), window)]
     frame = pd.DataFrame(
         {
-            "start": pd.to_datetime([time[cut][0] for cut in cuts], utc=True),
-            "end": pd.to_datetime([time[cut][-1] for cut in cuts], utc=True),
-            "n": [len(time[cut]) for cut in cuts],
+            "start": pd.to_datetime(time[starts], utc=True),
+            "end": pd.to_datetime(time[ends - 1], utc=True),
+            "inputs": ends - starts,
+            "n": [cut.stop - cut.start for cut in cuts],
             "mean_score": [_mean(score[cut][finite[cut]]) for cut in cuts],
             "not_finite": [int((~finite[cut]).sum()) for cut in cuts],
         }
     )
     if pool.result is None:
         return frame
-    columns = _estimated(pool, pool.result, order, cuts, confidence)
+    columns = _estimated(pool, pool.result, order, owner, cuts, confidence)
     columns["drift"] = pd.array(columns["drift"], dtype="boolean")
     return frame.assign(**columns)
 
 
 def _estimated(
-    pool: "StoredPool", result: "Result", order: Array, cuts: list[slice], confidence: float
+    pool: "StoredPool",
+    result: "Result",
+    order: Array,
+    owner: Array,
+    cuts: list[slice],
+    confidence: float,
 ) -> dict[str, Any]:
     """Return the columns that need a result, one value a window."""
     proba, zone, outlier = (
@@ -57,11 +75,10 @@ def _estimated(
         for column in ("error_proba", "zone", "outlier")
     )
     evaluated = Evaluated.of(result)
-    owner = order if pool.owner is None else pool.owner[order]
-    some = [np.arange(cut.start, min(cut.stop, len(order)))[one_each(owner[cut])] for cut in cuts]
+    some = [cut.start + one_each(owner[cut]) for cut in cuts]
     drifts = [evaluated.drift(proba[rows], outlier[rows], zone[rows]) for rows in some]
     bounds = [
-        evaluated.accuracy(proba[cut], confidence, drift)
+        evaluated.accuracy(proba[cut], confidence, drift, owner[cut])
         for cut, drift in zip(cuts, drifts, strict=True)
     ]
     return {

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ml_debugger.core.evaluation.error_model.scaling import Array, Floats
+from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
 from ml_debugger.core.evaluation.estimator import Estimates
-from ml_debugger.core.evaluation.metrics import wilson_interval
+from ml_debugger.core.evaluation.metrics import share_interval
 from ml_debugger.core.evaluation.zoning import ZONES, Zone, assign_zones, finite_score
 
 __all__ = ["ZONES", "Zone", "ZoneRule", "ZoneRules", "zone_table"]
@@ -189,24 +189,29 @@ class ZoneRules(BaseModel):
         return [rule.describe() for rule in self.rules]
 
 
-def zone_table(zones: Array, wrong: Array, score: Array) -> list[dict[str, Any]]:
+def zone_table(
+    zones: Array, wrong: Array, score: Array, groups: Integers | None = None
+) -> list[dict[str, Any]]:
     """Count units and errors by zone.
 
     Args:
         zones: Positions in `ZONES`, shape (n,).
         wrong: Whether each prediction was wrong, shape (n,).
         score: Max softmax or box score, shape (n,); those not finite are left out of the mean.
+        groups: Units of one input, which are no independent evidence, shape (n,); None where each
+            unit is an input of its own.
 
     Returns:
         One row for every zone, in the order of `ZONES`, also for one without units: `zone`, `n`,
-        `share` of all units, `errors`, `error_rate` with its 95 % Wilson interval `low` and
-        `high`, and `mean_score`. Rates and means of an empty zone are None.
+        `share` of all units, `errors`, `error_rate` with its 95 % interval `low` and `high`
+        (`share_interval`), and `mean_score`. Rates and means of an empty zone are None.
     """
     rows: list[dict[str, Any]] = []
     for number, zone in enumerate(ZONES):
         inside = np.asarray(zones) == number
-        n, errors = int(inside.sum()), int(np.asarray(wrong, np.bool_)[inside].sum())
-        low, high = wilson_interval(errors, n)
+        failed = np.asarray(wrong, np.bool_)[inside]
+        n, errors = len(failed), int(failed.sum())
+        low, high = share_interval(failed, None if groups is None else groups[inside])
         scores = np.asarray(score, np.float64)[inside]
         scores = scores[np.isfinite(scores)]
         rows.append(

@@ -17,10 +17,16 @@ from ml_debugger.core.errors import SchemaError, StoreError
 from ml_debugger.core.store.tables import Base, SchemaRow
 
 #: Number of the tables in `tables.py`; grows by one with each entry of `MIGRATIONS`.
-SCHEMA = 1
+SCHEMA = 2
+
+
+def _add_settings(connection: Connection) -> None:
+    """Let runs carry the settings they recorded with; what those were before is not known."""
+    connection.exec_driver_sql("ALTER TABLE run ADD COLUMN settings VARCHAR NOT NULL DEFAULT '{}'")
+
 
 #: What turns a catalogue of schema `n` into one of schema `n + 1`, by `n`.
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_settings}
 
 BUSY_SECONDS = 30
 PAGE_BYTES = 16384

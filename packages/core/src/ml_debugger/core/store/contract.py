@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ml_debugger.core.records import Batch, ModelVersion
+from ml_debugger.core.records import Batch, ModelVersion, Settings
 
 if TYPE_CHECKING:
     from ml_debugger.core.store.records import Records
@@ -59,7 +59,10 @@ class EpochInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """A run that has records: one process, or all ranks of a distributed one."""
+    """A run that has records: one process, or all ranks of a distributed one.
+
+    `settings` are those that it recorded with, by name; see `Tracer.settings`.
+    """
 
     run: str
     purpose: Purpose
@@ -67,6 +70,7 @@ class RunInfo:
     world_size: int
     started_at: datetime
     records: int
+    settings: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,13 @@ class Repository(Protocol):
     label_fields: tuple[Mapping[str, Any], ...]
 
     def start_run(
-        self, purpose: Purpose, *, run: str | None = None, rank: int = 0, world_size: int = 1
+        self,
+        purpose: Purpose,
+        *,
+        run: str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        settings: Settings | None = None,
     ) -> str:
         """Begin to record, and return the id that `write` and `Scope.runs` take.
 
@@ -110,6 +120,8 @@ class Repository(Protocol):
             run: The run to join: the same on all ranks of a distributed job. None for a new one.
             rank: This process's rank.
             world_size: How many ranks there are.
+            settings: What the run records with, by name; a rank that joins leaves it out or gives
+                the same.
         """
 
     def write(self, run: str, batches: Sequence[Batch]) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ml_debugger.core.errors import ArchiveError, InputError, SchemaError, StoreError
 from ml_debugger.core.store.contract import Purpose
@@ -73,6 +73,7 @@ class RunEntry(_Strict):
     host: str
     world_size: int = Field(ge=1)
     started_at: str
+    settings: dict[str, FiniteFloat | int | None] = Field(default_factory=dict)
 
 
 class Manifest(_Strict):

@@ -1,5 +1,6 @@
 """One model version's records in the local store."""
 
+import json
 import os
 import socket
 import time
@@ -14,7 +15,7 @@ from sqlmodel import Session, col, select
 from typing_extensions import override
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.core.records import Batch, ModelVersion
+from ml_debugger.core.records import Batch, ModelVersion, Settings
 from ml_debugger.core.store.chunks import Chunk, ChunkSource
 from ml_debugger.core.store.columns import FIELD_TYPES, Encoded, encode
 from ml_debugger.core.store.contract import (
@@ -71,7 +72,13 @@ class LocalRepository(Repository):
 
     @override
     def start_run(
-        self, purpose: Purpose, *, run: str | None = None, rank: int = 0, world_size: int = 1
+        self,
+        purpose: Purpose,
+        *,
+        run: str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        settings: Settings | None = None,
     ) -> str:
         if purpose not in get_args(Purpose):
             raise InputError(f"purpose {purpose!r}, expected {', '.join(get_args(Purpose))}")
@@ -92,6 +99,7 @@ class LocalRepository(Repository):
                     rank=rank,
                     world_size=world_size,
                     started_at=time.time_ns(),
+                    settings=json.dumps(dict(settings or {})),
                 )
                 session.add(row)
                 session.flush()
@@ -231,6 +239,7 @@ class LocalRepository(Repository):
                     world_size=int(world_size),
                     started_at=moment(row.started_at),
                     records=int(records),
+                    settings=json.loads(row.settings),
                 )
                 for row, world_size, records in session.exec(query)
             ]

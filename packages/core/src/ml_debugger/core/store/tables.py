@@ -56,6 +56,7 @@ class RunRow(Base, table=True):
     rank: int
     world_size: int
     started_at: int = Field(sa_type=BigInteger)  # nanoseconds since 1970, like every time here
+    settings: str = Field(default="{}", sa_column_kwargs={"server_default": "{}"})  # JSON object
 
 
 class LayoutRow(Base, table=True):

@@ -167,6 +167,7 @@ class TorchvisionSSD(_TorchvisionDense):
     """
 
     family = "torchvision SSD"
+    background = 0
     _name = "torchvision.models.detection.ssd.SSD"
 
     @override
@@ -194,7 +195,7 @@ class TorchvisionSSD(_TorchvisionDense):
     @override
     def _scores(self, said: Mapping[str, Tensor], rows: Sequence[int]) -> Sequence[Tensor]:
         scores = said["cls_logits"].softmax(-1)
-        scores[..., 0] = 0  # background is no label that a box could have
+        scores[..., self.background] = 0  # background is no label that a box could have
         return scores.unbind()
 
 

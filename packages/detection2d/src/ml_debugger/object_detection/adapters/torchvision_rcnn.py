@@ -20,6 +20,7 @@ class TorchvisionRCNN(DetectionAdapter):
     """Faster, Mask and Keypoint R-CNN: a row is a proposal of the first stage."""
 
     family = "torchvision R-CNN"
+    background = 0
 
     @override
     def detect(self, model: nn.Module) -> bool:
@@ -55,7 +56,7 @@ class TorchvisionRCNN(DetectionAdapter):
             scores = logits.softmax(-1)
             boxes = model.roi_heads.box_coder.decode(deltas, proposals)  # type: ignore[union-attr,operator]
         boxes = boxes.reshape(*logits.shape, 4)  # without proposals it has another shape
-        scores[:, 0] = 0  # background is no label that a box could have
+        scores[:, self.background] = 0  # background is no label that a box could have
         counts = [len(one) for one in proposals]
         parts = zip(
             seen,

@@ -83,7 +83,7 @@ def read_ground_truth(given: Any, images: int | None, *, frame: Frame = "origina
     elif isinstance(given, (list, tuple)):
         read = next((one.read for one in _FORMATS if one.fits(given)), None)
         if read is None:
-            raise InputError(f"ground_truth is {_describe(given)}, no format known. {_hint(given)}")
+            raise InputError(_unknown(given))
         found = [_read(read, number, one, frame) for number, one in enumerate(given)]
     else:
         raise InputError(f"ground_truth is {_describe(given)}, not a list. {_hint(given)}")
@@ -98,6 +98,19 @@ def read_ground_truth(given: Any, images: int | None, *, frame: Frame = "origina
 def _read(read: Callable[[Any, Frame], Truth], number: int, one: Any, frame: Frame) -> Truth:
     with of_image(number):
         return read(one, frame)
+
+
+def _unknown(given: Sequence[Any]) -> str:
+    """Say what is wrong with a list that no format fits: with an entry, where one alone is."""
+    first = next((one.fits for one in _FORMATS if one.fits(given[:1])), None)
+    if first is None:
+        return f"ground_truth is {_describe(given)}, no format known. {_hint(given)}"
+    odd = next(at for at in range(1, len(given) + 1) if not first(given[: at + 1]))
+    return (
+        f"entry {odd} of ground_truth is {_describe(given[odd])}, which is not of the same format "
+        f"as those before it, such as {_describe(given[0])}. Give every image one of the same "
+        "form, an empty one where there is nothing to find"
+    )
 
 
 def _describe(given: Any) -> str:
