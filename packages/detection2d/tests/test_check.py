@@ -93,7 +93,7 @@ def test_what_cannot_be_recorded_is_said_of_its_layer() -> None:
     assert problems.pop("box") is None
     assert problems.pop("never") == "did not run"
     assert problems.pop("late") == "ran 1 times, not as often as named"
-    assert all("for 2 images" in str(one) for one in problems.values())
+    assert all("for 2 inputs" in str(one) for one in problems.values())
     assert not found.ok
     assert found.layers[0].bytes_per_sample > 0
 

@@ -12,7 +12,7 @@ from ml_debugger.core.evaluation.result import Result
 from ml_debugger.data_filter import ObjectDetectionDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetectionLogger
-from ml_debugger.object_detection.matching import KINDS
+from ml_debugger.core.detection.matching import KINDS
 from ml_debugger.training import ObjectDetectionTracer
 
 from . import small
