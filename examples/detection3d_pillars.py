@@ -9,7 +9,10 @@ from torch.nn.functional import logsigmoid, max_pool2d
 from ml_debugger.data_filter import ObjectDetection3DDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetection3DLogger
+from ml_debugger.object_detection_3d.analysis import error_types
+from ml_debugger.object_detection_3d.frames import to_mmdet3d
 from ml_debugger.object_detection_3d.output import Detection3DOutput
+from ml_debugger.object_detection_3d.points import count_points
 from ml_debugger.object_detection_3d.scenes import CLASSES, GROUND, make_scenes
 from ml_debugger.training import ObjectDetection3DTracer
 
@@ -113,15 +116,22 @@ class OfPillars:
         def keep(module, given, heat):
             self.trunk, self.heat = given[0].detach().flatten(2), heat.detach().flatten(2)
 
-        return [model.heat.register_forward_hook(keep)]
+        def keep_clouds(module, given):
+            self.clouds = given[0]
+
+        hooks = [model.heat.register_forward_hook(keep)]
+        return [*hooks, model.register_forward_pre_hook(keep_clouds)]
 
     def _parse_model_output(self, model_output):
         outputs = []
-        for one, trunk, heat in zip(model_output, self.trunk, self.heat, strict=True):
+        said = zip(model_output, self.clouds, self.trunk, self.heat, strict=True)
+        for one, cloud, trunk, heat in said:
             at = one["cells"]
             logits, features = heat[:, at].T, {"trunk": trunk[:, at].T}
             found = one["boxes"], one["scores"], one["labels"]
-            outputs.append(Detection3DOutput(*found, logits=logits, features=features))
+            points = count_points(to_mmdet3d(found[0], "lidar"), cloud)
+            about = {"logits": logits, "features": features, "points": points}
+            outputs.append(Detection3DOutput(*found, **about))
         return outputs
 
 
@@ -168,7 +178,7 @@ with PillarsTracer(model, "pillars", "v1", layers) as tracer:
                 tracer(clouds, truths, ids, "val", epoch)  # not model(clouds)
 
 result = Evaluator("pillars", "v1").request_evaluation(options={"class_names": CLASSES})
-print(result.summary(), result.error_codes().head(10).to_string(), sep="\n")
+print(result.summary(), error_types(result).to_string(), sep="\n")
 print(result.report("detection3d.html"))
 
 name = result.result_name

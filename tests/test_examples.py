@@ -35,6 +35,7 @@ def run(name: str, folder: Path) -> str:
 
 def test_no_example_is_left_out() -> None:
     assert {one.name for one in EXAMPLES.glob("*.py")} == {
+        "detection3d_pillars.py",
         "detection_torchvision.py",
         "detection_ultralytics.py",
     }
@@ -54,3 +55,10 @@ def test_ultralytics(tmp_path: Path) -> None:
     assert "yolo / v1, epoch 14" in printed
     assert "of its 3 worst boxes, place 10" in printed
     assert "<image" in (tmp_path / "yolo.html").read_text()
+
+
+def test_pillars(tmp_path: Path) -> None:
+    printed = run("detection3d_pillars.py", tmp_path)
+    assert "pillars / v1, epoch 5" in printed
+    assert "of its 3 worst boxes, place 10" in printed
+    assert "<circle" in (tmp_path / "detection3d.html").read_text()

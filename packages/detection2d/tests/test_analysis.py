@@ -1,19 +1,25 @@
 """Tables of errors, and what errors cost, on boxes whose fate is known."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from ml_debugger.core.detection.average_precision import average_precisions
+from ml_debugger.core.detection.result_boxes import Boxes
 from ml_debugger.core.errors import InputError
 from ml_debugger.object_detection.analysis import (
-    Analysis,
+    analysis_of,
     class_table,
     error_types,
     image_table,
+    size_borders,
 )
-from ml_debugger.object_detection.average_precision import average_precision_50
-from ml_debugger.object_detection.result_boxes import Boxes, size_borders
+from ml_debugger.object_detection.boxes import GEOMETRY
 
 from .made_result import Image, make_result
+
+boxes_of = partial(Boxes.of, GEOMETRY)
 
 
 def box(x, y, width=20.0, height=20.0):
@@ -41,29 +47,29 @@ def result(tmp_path_factory):
 
 def mended(result, change):
     """Return AP50 after a change of the boxes themselves, minus what it was."""
-    boxes = Analysis(result).boxes
+    boxes = analysis_of(result).boxes
     kind = np.array(boxes.units.column("kind").to_pylist())
     names = np.array(boxes.images.column("input_id").to_pylist())
     after = change(boxes.predicted, boxes.true, kind, names)
-    before = average_precision_50(boxes.predicted, boxes.true)
-    new = average_precision_50(*after)
+    before = average_precisions(boxes.predicted, boxes.true)
+    new = average_precisions(*after)
     return np.mean(list(new.values())) - np.mean(list(before.values()))
 
 
 def right_class(predicted, true, kind, names):
     label = np.where(names[predicted.image] == "class", 1, predicted.label)
-    return Boxes.of(predicted.image, label, predicted.corners, predicted.score), true
+    return boxes_of(predicted.image, label, predicted.places, predicted.score), true
 
 
 def right_place(predicted, true, kind, names):
     name = names[predicted.image]
-    corners = predicted.corners.copy()
+    corners = predicted.places.copy()
     corners[name == "place"] = box(0, 0)
     corners[name == "merged"] = box(20, 0, 19)
-    best = (name == "split") & (predicted.corners[:, 0] == 0)
+    best = (name == "split") & (predicted.places[:, 0] == 0)
     corners[best] = box(0, 0)
     kept = ~((name == "both") | ((name == "split") & ~best))
-    return Boxes.of(predicted.image, predicted.label, corners, predicted.score)[kept], true
+    return boxes_of(predicted.image, predicted.label, corners, predicted.score)[kept], true
 
 
 def without(*kinds):
@@ -143,8 +149,8 @@ def test_classes_have_their_figures(result):
     assert (one["precision"], one["recall"]) == (2 / 6, 2 / 6)
     two = rows.loc[2]
     assert [two[k] for k in ("truths", "found", "missed", "boxes", "right")] == [4, 3, 1, 5, 1]
-    boxes = Analysis(result).boxes
-    assert rows["ap50"].to_dict() == average_precision_50(boxes.predicted, boxes.true)
+    boxes = analysis_of(result).boxes
+    assert rows["ap50"].to_dict() == average_precisions(boxes.predicted, boxes.true)
     units = result.to_pandas()
     proba = units[units["prediction"] == 1]["error_proba"].mean()
     assert one["mean_error_proba"] == pytest.approx(proba)

@@ -1,6 +1,7 @@
 """Our average precision beside faster-coco-eval's, and COCO's figures of results."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ from faster_coco_eval import COCO, COCOeval_faster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_debugger.core.detection.average_precision import average_precisions
+from ml_debugger.core.detection.result_boxes import Boxes, ResultBoxes
 from ml_debugger.object_detection.average_precision import (
     _annotations,
-    average_precision_50,
     coco_figures,
     mean_average_precision,
 )
-from ml_debugger.object_detection.result_boxes import Boxes, ResultBoxes
+from ml_debugger.object_detection.boxes import GEOMETRY
 
 from .made_result import Image, make_result
+
+boxes_of = partial(Boxes.of, GEOMETRY)
 
 
 def box(x, y, side=20.0):
@@ -42,8 +46,10 @@ def scene(rng, images=6, classes=3, step=1.0, ties=False, crowds=True):
     order = np.argsort(image, kind="stable")
     sparse = 7 * np.arange(images) + 3  # images are numbered as they like
     return (
-        Boxes.of(sparse[image[order]], label[order], boxes[order], score[order]),
-        Boxes.of(sparse[true_image], labels, true, ignored=crowds & (rng.random(m) < 0.15)),
+        boxes_of(sparse[image[order]], label[order], boxes[order], score[order]),
+        Boxes.of(
+            GEOMETRY, sparse[true_image], labels, true, ignored=crowds & (rng.random(m) < 0.15)
+        ),
     )
 
 
@@ -56,7 +62,7 @@ def scene(rng, images=6, classes=3, step=1.0, ties=False, crowds=True):
 @settings(deadline=None, max_examples=60)
 def test_it_is_what_faster_coco_eval_says(seed, step, ties, images):
     predicted, true = scene(np.random.default_rng(seed), images, step=step, ties=ties)
-    ours, coco = average_precision_50(predicted, true), coco_figures(predicted, true)
+    ours, coco = average_precisions(predicted, true), coco_figures(predicted, true)
     assert set(ours) == set(coco.per_class)
     for label, figures in coco.per_class.items():
         assert ours[label] == pytest.approx(figures.ap50, abs=1e-6)
@@ -86,30 +92,32 @@ def test_class_by_class_is_what_it_is_at_once():
 
 
 def test_an_ignore_region_excuses_boxes_of_its_class_only():
-    true = Boxes.of([0, 0], [1, 1], [box(0, 0), box(40, 0, 50)], ignored=[False, True])
+    true = boxes_of([0, 0], [1, 1], [box(0, 0), box(40, 0, 50)], ignored=[False, True])
     inside = [box(45, 5, 10), box(0, 0)]
-    excused = Boxes.of([0, 0], [1, 1], inside, [0.9, 0.5])
-    assert average_precision_50(excused, true) == {1: pytest.approx(1.0)}
-    both = Boxes.of([0, 0], [1, 2], [box(0, 0), box(0, 60)])
-    outside = Boxes.of([0, 0], [1, 1], inside, [0.9, 0.5])
-    assert average_precision_50(outside, both) == {1: pytest.approx(0.5), 2: 0.0}
+    excused = boxes_of([0, 0], [1, 1], inside, [0.9, 0.5])
+    assert average_precisions(excused, true) == {1: pytest.approx(1.0)}
+    both = boxes_of([0, 0], [1, 2], [box(0, 0), box(0, 60)])
+    outside = boxes_of([0, 0], [1, 1], inside, [0.9, 0.5])
+    assert average_precisions(outside, both) == {1: pytest.approx(0.5), 2: 0.0}
 
 
 def test_only_the_first_hundred_of_a_class_in_an_image_count():
-    many = Boxes.of([0] * 101, [1] * 101, [box(60, 60)] * 100 + [box(0, 0)], [0.9] * 100 + [0.1])
-    true = Boxes.of([0], [1], [box(0, 0)])
-    assert average_precision_50(many, true) == {1: 0.0}
-    assert average_precision_50(many, true, limit=101)[1] == pytest.approx(1 / 101)
+    many = Boxes.of(
+        GEOMETRY, [0] * 101, [1] * 101, [box(60, 60)] * 100 + [box(0, 0)], [0.9] * 100 + [0.1]
+    )
+    true = boxes_of([0], [1], [box(0, 0)])
+    assert average_precisions(many, true) == {1: 0.0}
+    assert average_precisions(many, true, limit=101)[1] == pytest.approx(1 / 101)
     assert coco_figures(many, true).ap50 == 0.0
 
 
 def test_boxes_that_are_no_boxes_are_wrong_and_come_last_without_a_score():
     nan = float("nan")
     places = [(nan, 0.0, 5.0, 5.0), box(0, 0), box(0, 0, 0), box(0, 0)]
-    predicted = Boxes.of([0] * 4, [1] * 4, places, [0.9, 0.8, 0.7, nan])
-    true = Boxes.of([0], [1], [box(0, 0)])
+    predicted = boxes_of([0] * 4, [1] * 4, places, [0.9, 0.8, 0.7, nan])
+    true = boxes_of([0], [1], [box(0, 0)])
     found = coco_figures(predicted, true)
-    assert average_precision_50(predicted, true)[1] == pytest.approx(0.5)
+    assert average_precisions(predicted, true)[1] == pytest.approx(0.5)
     assert found.ap50 == pytest.approx(0.5)
 
 
@@ -134,7 +142,7 @@ def test_images_are_told_apart_by_their_ids(home):
         "a": Image([], [(box(0, 0), 1)]),
     }
     result = make_result(home, images)
-    boxes = ResultBoxes.of(result)
+    boxes = ResultBoxes.of(result, GEOMETRY)
     assert boxes.images.column("input_id").to_pylist() == ["a", "b"]
     assert (boxes.predicted.image.tolist(), boxes.true.image.tolist()) == ([1], [0])
     assert mean_average_precision(result).ap == 0
@@ -142,7 +150,7 @@ def test_images_are_told_apart_by_their_ids(home):
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    none = Boxes.of([], [], [])
-    assert average_precision_50(none, none) == {}
+    none = boxes_of([], [], [])
+    assert average_precisions(none, none) == {}
     with pytest.raises(ImportError, match=r"pip install 'ml-debugger-detection2d\[map\]'"):
         coco_figures(none, none)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ml_debugger.core import ModelVersion, Store
+from ml_debugger.core.detection.matching import KINDS
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.folder import MANIFEST
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.data_filter import ObjectDetectionDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetectionLogger
-from ml_debugger.core.detection.matching import KINDS
 from ml_debugger.training import ObjectDetectionTracer
 
 from . import small

@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from ml_debugger.core.detection.figures import IGNORED, RIGHT, STYLES, TRUE
 from ml_debugger.core.evaluation.report import render_report
 from ml_debugger.core.evaluation.report_page.samples import sample_groups
 from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
 from ml_debugger.object_detection.analysis import error_types, image_table
 from ml_debugger.object_detection.average_precision import mean_average_precision
-from ml_debugger.object_detection.figures import IGNORED, RIGHT, STYLES, TRUE
 from ml_debugger.object_detection.report import sections
 from ml_debugger.object_detection.task import ObjectDetectionTask
 

@@ -1,7 +1,4 @@
-"""Average precision: COCO's figures by faster-coco-eval, and AP at one IoU by our own arithmetic.
-
-Ours is there since the cost of an error is a difference of two APs, of which dozens are needed.
-"""
+"""COCO's figures of average precision, by faster-coco-eval."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -9,18 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ml_debugger.core.detection.pairs import Array, Bools, Floats, Integers
-from ml_debugger.object_detection.boxes import overlaps
-from ml_debugger.object_detection.result_boxes import Boxes, ResultBoxes
+from ml_debugger.core.detection.pairs import Array
+from ml_debugger.core.detection.result_boxes import Boxes, ResultBoxes
+from ml_debugger.object_detection.boxes import GEOMETRY, areas
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
-
-#: COCO looks at so many boxes of each class in an image, those with the highest scores.
-LIMIT = 100
-#: A prediction lies in an ignore region from this share of its area on.
-_INSIDE = 0.5
-_RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ def mean_average_precision(result: "Result") -> MeanAveragePrecision:
         ImportError: faster-coco-eval is not installed.
         InputError: The result is no detector's.
     """
-    boxes = ResultBoxes.of(result)
+    boxes = ResultBoxes.of(result, GEOMETRY)
     return coco_figures(boxes.predicted, boxes.true)
 
 
@@ -101,131 +92,11 @@ def coco_figures(predicted: Boxes, true: Boxes) -> MeanAveragePrecision:
     return MeanAveragePrecision(**_known(mean), per_class=per_class)
 
 
-def average_precision_50(
-    predicted: Boxes, true: Boxes, *, iou: float = 0.5, limit: int = LIMIT
-) -> dict[int, float]:
-    """Return the average precision of each class that has a true box, at one IoU threshold.
-
-    Interpolated at 101 recalls, as COCO does; the mean over classes is COCO's AP50.
-
-    Args:
-        predicted: The predicted boxes.
-        true: The true boxes and ignore regions.
-        iou: Least IoU of a box that is right, in (0, 1].
-        limit: Most boxes of each class and image that are looked at.
-    """
-    counted, right = judged(predicted, true, iou=iou, limit=limit)
-    order = in_turn(predicted.score, counted)
-    return precisions(predicted.label[order], right[order], class_counts(true))
-
-
-def class_counts(true: Boxes, classes: int = 1) -> Integers:
-    """Return how many true boxes each of at least `classes` has; ignore regions are none."""
-    return np.bincount(true.label[~true.ignored & (true.label >= 0)], minlength=classes)
-
-
-def judged(
-    predicted: Boxes, true: Boxes, *, iou: float = 0.5, limit: int = LIMIT
-) -> tuple[Bools, Bools]:
-    """Match each class as COCO does, and tell which predicted boxes count and which are right.
-
-    In the order of their scores, boxes take the free true box of their class with the largest
-    IoU; of equal IoUs the last. One that takes none and lies in an ignore region of its class
-    does not count, nor do those after the first `limit` of a class in an image.
-
-    Returns:
-        Whether each box counts and whether it is right, shapes (n,), bool.
-    """
-    turn = np.empty(len(predicted), np.int64)
-    turn[in_turn(predicted.score)] = np.arange(len(predicted))
-    counted = _place_in_group(turn, predicted.image, predicted.label) < limit
-    right = np.zeros(len(predicted), np.bool_)
-    images = int(max(predicted.image.max(initial=-1), true.image.max(initial=-1))) + 1
-    n = np.bincount(predicted.image, minlength=images)
-
-    real = np.flatnonzero(~true.ignored)
-    pairs = overlaps(predicted.corners, n, *_corners_of(true[real], images), least=iou)
-    second = real[pairs.second]
-    own = (predicted.label[pairs.first] == true.label[second]) & counted[pairs.first]
-    first, second, near = pairs.first[own], second[own], pairs.iou[own]
-    order = np.lexsort((-second, -near, turn[first]))
-    first, second = first[order], second[order]
-    free = np.ones(len(true), np.bool_)
-    while len(first):
-        # a true box cannot be taken from the first that wants it, if it is also its best
-        sure = _first(first) & _first(second)
-        right[first[sure]], free[second[sure]] = True, False
-        left = ~right[first] & free[second]
-        first, second = first[left], second[left]
-
-    crowd = np.flatnonzero(true.ignored)
-    if len(crowd):
-        pairs = overlaps(predicted.corners, n, *_corners_of(true[crowd], images))
-        inside = pairs.share_first >= _INSIDE
-        inside &= predicted.label[pairs.first] == true.label[crowd[pairs.second]]
-        lost = np.zeros(len(predicted), np.bool_)
-        lost[pairs.first[inside]] = True
-        counted &= right | ~lost
-    return counted, right
-
-
-def precisions(label: Integers, right: Bools, truths: Integers) -> dict[int, float]:
-    """Return the average precision of each class that has a true box.
-
-    Args:
-        label: Class of each predicted box, in the order of their scores, shape (n,).
-        right: Whether it is right, shape (n,), bool.
-        truths: How many true boxes each class has, shape (classes,).
-    """
-    found = {}
-    order = np.argsort(label, kind="stable")
-    label, right = label[order], right[order]
-    for one in np.flatnonzero(truths).tolist():
-        start, stop = np.searchsorted(label, [one, one + 1])
-        at = np.flatnonzero(right[start:stop])
-        hits = np.arange(1, len(at) + 1)
-        # the best precision at this recall or a higher one, which a right box always has
-        best = np.maximum.accumulate((hits / (at + 1))[::-1])[::-1]
-        places = np.searchsorted(hits / truths[one], _RECALLS)
-        found[one] = float(np.append(best, 0.0)[places].mean())
-    return found
-
-
-def in_turn(score: Floats, which: Bools | None = None) -> Integers:
-    """Return positions by falling score, equal scores in their order; of some boxes, or of all."""
-    chosen = np.arange(len(score)) if which is None else np.flatnonzero(which)
-    order: Integers = chosen[np.argsort(-score[chosen], kind="stable")]
-    return order
-
-
-def _place_in_group(turn: Integers, *keys: Integers) -> Integers:
-    """Return which place each box takes in its group, in their turn."""
-    order = np.lexsort((turn, *keys))
-    new = np.zeros(len(order), np.bool_)
-    new[:1] = True
-    for key in keys:
-        new[1:] |= np.diff(key[order]) != 0
-    starts = np.flatnonzero(new)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order)) - starts[np.cumsum(new) - 1]
-    return place
-
-
-def _corners_of(boxes: Boxes, images: int) -> tuple[Floats, Integers]:
-    return boxes.corners, np.bincount(boxes.image, minlength=images)
-
-
-def _first(values: Integers) -> Bools:
-    """Tell where a value stands for the first time."""
-    first = np.zeros(len(values), np.bool_)
-    first[np.unique(values, return_index=True)[1]] = True
-    return first
-
-
 def _annotations(boxes: Boxes) -> Iterator[dict[str, Any]]:
-    sides = boxes.corners[:, 2:] - boxes.corners[:, :2]
-    columns = (boxes.image, boxes.label, boxes.size, boxes.score, boxes.ignored.astype(np.int64))
-    places = np.hstack([boxes.corners[:, :2], sides]).tolist()
+    corners, size = boxes.places, areas(boxes.places)
+    sides = corners[:, 2:] - corners[:, :2]
+    columns = (boxes.image, boxes.label, size, boxes.score, boxes.ignored.astype(np.int64))
+    places = np.hstack([corners[:, :2], sides]).tolist()
     rows = zip(*(one.tolist() for one in columns), places, strict=True)
     for number, (image, label, area, score, crowd, place) in enumerate(rows, 1):
         yield {

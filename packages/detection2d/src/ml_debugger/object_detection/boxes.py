@@ -29,6 +29,11 @@ def sound(boxes: ArrayLike) -> Bools:
     return _corners(boxes)[1] > 0
 
 
+def areas(boxes: ArrayLike) -> Floats:
+    """Return the areas of boxes (n, 4) in square pixels, shape (n,); 0 of those that have none."""
+    return _corners(boxes)[1]
+
+
 def iou(a: ArrayLike, b: ArrayLike) -> Floats:
     """Return the intersection over union of each box of `a` with each of `b`.
 

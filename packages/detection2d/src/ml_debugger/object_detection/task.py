@@ -87,9 +87,9 @@ class ObjectDetectionTask(Task):
     @staticmethod
     @override
     def figures(result: "Result") -> Mapping[str, tuple[float | None, bool | None]]:
-        from ml_debugger.object_detection.analysis import compared_figures
+        from ml_debugger.object_detection.analysis import analysis_of
 
-        return compared_figures(result)
+        return analysis_of(result).compared_figures()
 
     @staticmethod
     @override

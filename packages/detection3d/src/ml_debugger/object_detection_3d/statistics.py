@@ -26,7 +26,7 @@ NAMES = (
 )
 
 #: Where the origin is a sensor, or the vehicle that bears it.
-_SENSORS: tuple[Frame, ...] = ("lidar", "camera", "depth", "ego")
+SENSORS: tuple[Frame, ...] = ("lidar", "camera", "depth", "ego")
 
 
 def statistics(
@@ -55,7 +55,7 @@ def statistics(
         *boxes[:, 3:6].clamp(min=1e-3).log().unbind(1),
         from_sensor.clamp(min=1.0).log(),
         boxes[:, 2],
-        ray.sin().abs() if frame in _SENSORS else unknown,
+        ray.sin().abs() if frame in SENSORS else unknown,
         boxes[:, 7:].norm(dim=1).log1p() if boxes.shape[1] > 7 else unknown,
         unknown if points is None else points.float().log1p(),
         torch.full_like(unknown, len(seen)).log1p(),
@@ -72,7 +72,7 @@ def hidden(seen: Detections, candidates: Candidates | None) -> tuple[float, ...]
 def distance(boxes: Tensor, frame: Frame) -> Tensor:
     """Return how far boxes are from the sensor, seen from above, in metres; NaN on a map."""
     found = boxes[:, :2].norm(dim=1)
-    return found if frame in _SENSORS else torch.full_like(found, torch.nan)
+    return found if frame in SENSORS else torch.full_like(found, torch.nan)
 
 
 def corners_above(boxes: Tensor) -> Tensor:

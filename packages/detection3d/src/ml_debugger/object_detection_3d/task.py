@@ -1,6 +1,6 @@
 """What this package offers, under its public names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,9 @@ from ..training.object_detection_3d.object_detection_3d_torchtracer import (
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.estimator import Estimates
     from ml_debugger.core.evaluation.options import EvaluationOptions
+    from ml_debugger.core.evaluation.report_page.section import Section
+    from ml_debugger.core.evaluation.report_page.thumbnail import Thumbnails
+    from ml_debugger.core.evaluation.result import Result
 
 __all__ = [
     "ObjectDetection3DDataFilter",
@@ -89,3 +92,17 @@ class ObjectDetection3DTask(Task):
         units = (predicted, actual, other_predicted, other_actual)
         boxes = geometry(options.overlap)
         return following.follow(boxes, *units, options.aligned_iou, options.matched_iou)
+
+    @staticmethod
+    @override
+    def figures(result: "Result") -> Mapping[str, tuple[float | None, bool | None]]:
+        from ml_debugger.object_detection_3d.analysis import analysis_of
+
+        return analysis_of(result).compared_figures()
+
+    @staticmethod
+    @override
+    def sections(result: "Result", pictures: "Thumbnails") -> "Sequence[Section]":
+        from ml_debugger.object_detection_3d.report import sections
+
+        return sections(result, pictures)

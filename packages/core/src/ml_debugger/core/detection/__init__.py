@@ -1,1 +1,1 @@
-"""What detectors of every kind share: boxes are matched, named and followed alike."""
+"""What detectors of every kind share: boxes are matched, named, followed and counted alike."""

@@ -52,11 +52,32 @@ class Box(NamedTuple):
         style: How it is drawn.
         title: What is said when the pointer is on it.
         label: A word or two beside it.
+        turn: By how many degrees it is turned about its middle, clockwise.
+        front: How far a line goes from its middle towards its right edge, before it is turned, to
+            show where its front is; 0 for no line.
     """
 
     corners: tuple[float, float, float, float]
     style: Style
     title: str = ""
+    label: str = ""
+    turn: float = 0.0
+    front: float = 0.0
+
+
+class Circle(NamedTuple):
+    """A circle behind the boxes of a picture, to measure by; all in pixels of the whole picture.
+
+    Attributes:
+        x: Of its centre.
+        y: Likewise.
+        radius: Above 0.
+        label: What is written where it is highest.
+    """
+
+    x: float
+    y: float
+    radius: float
     label: str = ""
 
 
@@ -68,12 +89,14 @@ class Picture(NamedTuple):
         caption: What there is to say of it.
         view: The picture.
         boxes: What is drawn into it, in this order.
+        circles: What is drawn before.
     """
 
     name: str
     caption: str
     view: View
     boxes: Sequence[Box] = ()
+    circles: Sequence[Circle] = ()
 
 
 class Table(NamedTuple):

@@ -1,43 +1,44 @@
-"""What errors cost: how much higher AP50 would be without them.
+"""What errors cost: how much higher average precision at one IoU would be without them.
 
 This is done in the manner of TIDE (Bolya et al. 2020): all errors of one sort are mended and
-nothing else. Costs overlap, so they do not add up. AP50 is COCO's mean over the classes that have
-a true box: one whose true boxes are all missed and not asked for any more is not among them.
+nothing else. Costs overlap, so they do not add up. AP is COCO's mean over the classes that have a
+true box: one whose true boxes are all missed and not asked for any more is not among them.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ml_debugger.core.detection.pairs import Array, Bools, Floats, Integers
-from ml_debugger.object_detection.average_precision import (
+from ml_debugger.core.detection.average_precision import (
     class_counts,
     in_turn,
     judged,
     precisions,
 )
-from ml_debugger.object_detection.boxes import overlaps
-from ml_debugger.object_detection.result_boxes import Boxes
+from ml_debugger.core.detection.pairs import Bools, Floats, Integers
+from ml_debugger.core.detection.result_boxes import Boxes, matched_pairs
 
 
 @dataclass
 class Costs:
-    """AP50 as it is, and as it would be.
+    """Average precision as it is, and as it would be.
 
     Attributes:
         predicted: The predicted boxes.
         true: The true boxes and ignore regions.
-        ap50: AP50 of each class that has a true box; their mean is COCO's AP50.
+        iou: Least IoU of a box that is right, in (0, 1].
+        ap: That of each class that has a true box; their mean is COCO's at this IoU.
     """
 
     predicted: Boxes
     true: Boxes
-    ap50: dict[int, float] = field(init=False)
+    iou: float = 0.5
+    ap: dict[int, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._counted, self._right = judged(self.predicted, self.true)
+        self._counted, self._right = judged(self.predicted, self.true, iou=self.iou)
         self._truths = class_counts(self.true)
-        self.ap50 = self._precisions(self.predicted.label, self._counted, self._right, self._truths)
+        self.ap = self._precisions(self.predicted.label, self._counted, self._right, self._truths)
 
     def of_class(self, which: Bools, label: Integers) -> float | None:
         """Return the cost of well-placed boxes of the wrong class; mended, they have the right one.
@@ -82,7 +83,7 @@ class Costs:
         gone: Bools | None = None,
         missed: Bools | None = None,
     ) -> float | None:
-        """Return how much higher AP50 is with other classes, more right boxes, fewer boxes."""
+        """Return how much higher AP is with other classes, more right boxes, fewer boxes."""
         before = self.predicted.label
         after = before if label is None else label
         now = self._right if right is None else self._right | right
@@ -97,12 +98,12 @@ class Costs:
         asked = np.where(np.isin(np.arange(len(truths)), classes), truths, 0)
         new = self._precisions(after, counted & np.isin(after, classes), now, asked)
         again = set(classes.tolist())
-        found = {one: ap for one, ap in self.ap50.items() if one not in again} | new
-        if not self.ap50:
+        found = {one: ap for one, ap in self.ap.items() if one not in again} | new
+        if not self.ap:
             return None
         # without a single true box left there is nothing to miss
         best = float(np.mean(list(found.values()))) if found else 1.0
-        return best - float(np.mean(list(self.ap50.values())))
+        return best - float(np.mean(list(self.ap.values())))
 
     def _precisions(
         self, label: Integers, counted: Bools, right: Bools, truths: Integers
@@ -110,18 +111,9 @@ class Costs:
         order = in_turn(self.predicted.score, counted)
         return precisions(label[order], right[order], truths)
 
-    def _best(self, rows: Integers, iou: Array) -> Integers:
-        """Return which of some boxes fit their true box best, one of each true box.
-
-        A box's true one is that of its class with which it has the IoU that is known of it.
-        """
-        some, real = self.predicted[rows], self.true[~self.true.ignored]
-        images = int(max(self.predicted.image.max(initial=-1), real.image.max(initial=-1))) + 1
-        counts = [np.bincount(one.image, minlength=images) for one in (some, real)]
-        pairs = overlaps(some.corners, counts[0], real.corners, counts[1])
-        pairs = pairs[some.label[pairs.first] == real.label[pairs.second]]
-        unlike = np.abs(pairs.iou - iou[rows][pairs.first])
-        pairs = pairs[np.lexsort((unlike, pairs.first))]
-        pairs = pairs[np.unique(pairs.first, return_index=True)[1]]
+    def _best(self, rows: Integers, iou: Floats) -> Integers:
+        """Return which of some boxes fit their true box best, one of each true box."""
+        some = self.predicted[rows]
+        pairs = matched_pairs(some, self.true[~self.true.ignored], some.label, iou[rows])
         pairs = pairs[np.argsort(-pairs.iou, kind="stable")]
         return rows[pairs.first[np.unique(pairs.second, return_index=True)[1]]]

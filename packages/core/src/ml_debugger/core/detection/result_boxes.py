@@ -7,17 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ml_debugger.core.detection.pairs import Bools, Floats, Integers
+from ml_debugger.core.detection.pairs import Bools, Floats, Geometry, Integers, Pairs
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.frames import numbers
-from ml_debugger.object_detection.boxes import CORNERS, sound
 
 if TYPE_CHECKING:
     from ml_debugger.core.evaluation.result import Result
 
-#: COCO's borders of small, medium and large boxes, as the side of a square in pixels.
-_SIDES = (32.0, 96.0)
-#: Where one size would hold more than this share of the true boxes, thirds of them are taken.
-_LOPSIDED = 0.9
 _IMAGE = ("dataset_type", "n_epoch", "input_id")
 
 
@@ -26,38 +22,42 @@ class Boxes:
     """Predicted or true boxes of many images, one image after the other.
 
     Attributes:
+        geometry: What a box is, d numbers.
         image: Number of each box's image, ascending, shape (n,), int64.
         label: Class, shape (n,), int64.
-        corners: x1, y1, x2, y2 in pixels, shape (n, 4); 0 for a box that is not finite or has no
-            area, which overlaps nothing.
+        places: Where the boxes are, shape (n, d); 0 for a box that is not finite or has no extent,
+            which overlaps nothing.
         score: Of predicted boxes, shape (n,); one that is not a number is -1, the last. Of true
             ones 0.
         ignored: Which true boxes are ignore regions, shape (n,), bool.
     """
 
+    geometry: Geometry
     image: Integers
     label: Integers
-    corners: Floats
+    places: Floats
     score: Floats
     ignored: Bools
 
     @classmethod
     def of(
         cls,
+        geometry: Geometry,
         image: Any,
         label: Any,
-        corners: Any,
+        places: Any,
         score: Any = None,
         ignored: Any = None,
     ) -> Self:
         """Take columns, whose images ascend already."""
-        given = np.asarray(corners, np.float64).reshape(-1, 4)
+        given = geometry.array(places).astype(np.float64)
         n = len(given)
         score = np.zeros(n) if score is None else np.asarray(score, np.float64)
         return cls(
+            geometry=geometry,
             image=np.asarray(image, np.int64),
             label=np.asarray(label, np.int64),
-            corners=np.where(sound(given)[:, None], given, 0.0),
+            places=np.where(geometry.sound(given)[:, None], given, 0.0),
             score=np.where(np.isnan(score), -1.0, score),
             ignored=np.zeros(n, np.bool_) if ignored is None else np.asarray(ignored, np.bool_),
         )
@@ -68,19 +68,19 @@ class Boxes:
     def __getitem__(self, which: Bools | Integers | slice) -> "Boxes":
         """Return some of the boxes, by mask or by position."""
         return Boxes(
+            self.geometry,
             self.image[which],
             self.label[which],
-            self.corners[which],
+            self.places[which],
             self.score[which],
             self.ignored[which],
         )
 
-    @property
-    def size(self) -> Floats:
-        """Area of each box in square pixels, shape (n,)."""
-        x1, y1, x2, y2 = self.corners.T
-        area: Floats = (x2 - x1) * (y2 - y1)
-        return area
+    def overlaps(self, other: "Boxes", least: float = 0.0) -> Pairs:
+        """Find which of these boxes overlap which others of their image, from an IoU on."""
+        images = int(max(self.image.max(initial=-1), other.image.max(initial=-1))) + 1
+        n, m = (np.bincount(one.image, minlength=images) for one in (self, other))
+        return self.geometry.overlaps(self.places, n, other.places, m, least=least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ResultBoxes:
         images: The rows of `Result.inputs`, one an image, in the order of their numbers; also
             those without any box.
         predicted: The predicted boxes.
-        true: The true boxes and ignore regions; those without an area are left out, as they were
+        true: The true boxes and ignore regions; those without an extent are left out, as they were
             when the result was made.
         units: The rows of the result, in the order of `predicted`.
         truths: The rows of `Result.truths`, in the order of `true`.
@@ -104,15 +104,20 @@ class ResultBoxes:
     truths: pa.Table
 
     @classmethod
-    def of(cls, result: "Result") -> Self:
+    def of(cls, result: "Result", geometry: Geometry) -> Self:
         """Read a result.
 
         Raises:
-            InputError: It is no detector's.
+            InputError: It is no detector's, or one of other boxes.
         """
         units, truths = result.to_arrow(), result.truths(as_="arrow")
         images = result.inputs(as_="arrow")
-        truths = truths.filter(pa.array(sound(_corners(truths))))
+        if not set(geometry.columns) <= set(units.column_names):
+            raise InputError(
+                f"this result is of the task {result.manifest.task!r}, whose boxes are not "
+                f"{', '.join(geometry.columns)}; use the analysis of that task"
+            )
+        truths = truths.filter(pa.array(geometry.sound(_boxes(geometry, truths))))
         places = [
             _places(
                 pa.chunked_array([c for one in (units, truths, images) for c in _chunks(one, k)])
@@ -126,12 +131,17 @@ class ResultBoxes:
         return cls(
             images=images.take(pa.array(np.argsort(each, kind="stable"))),
             predicted=Boxes.of(
-                here[rows], numbers(units, "prediction"), _corners(units), numbers(units, "score")
+                geometry,
+                here[rows],
+                numbers(units, "prediction"),
+                _boxes(geometry, units),
+                numbers(units, "score"),
             ),
             true=Boxes.of(
+                geometry,
                 there[columns],
                 numbers(truths, "label"),
-                _corners(truths),
+                _boxes(geometry, truths),
                 ignored=numbers(truths, "ignored"),
             ),
             units=units,
@@ -139,23 +149,27 @@ class ResultBoxes:
         )
 
 
-def size_borders(sizes: Floats) -> Floats:
-    """Return the sides of the squares that part small from medium from large boxes, in pixels.
+def matched_pairs(predicted: Boxes, true: Boxes, label: Integers, iou: Floats) -> Pairs:
+    """Return which true box each predicted one was matched with, at most one.
 
-    COCO's, or those of thirds where one of COCO's sizes would hold almost all boxes.
+    It is that of the class with which the box has the IoU that is known of it.
 
     Args:
-        sizes: Areas of the true boxes in square pixels, shape (m,).
+        predicted: The predicted boxes.
+        true: The true boxes, without ignore regions.
+        label: Class of the true box that each predicted one belongs to, shape (n,).
+        iou: With that true box, shape (n,).
     """
-    borders = np.array(_SIDES)
-    shares = np.bincount(np.searchsorted(borders**2, sizes, "right"), minlength=3)
-    if not len(sizes) or shares.max() <= _LOPSIDED * len(sizes):
-        return borders
-    return np.sqrt(np.quantile(sizes, (1 / 3, 2 / 3)))
+    pairs = predicted.overlaps(true)
+    pairs = pairs[label[pairs.first] == true.label[pairs.second]]
+    unlike = np.abs(pairs.iou - iou[pairs.first])
+    pairs = pairs[np.lexsort((unlike, pairs.first))]
+    return pairs[np.unique(pairs.first, return_index=True)[1]]
 
 
-def _corners(table: pa.Table) -> Floats:
-    return np.stack([numbers(table, name).astype(np.float64) for name in CORNERS], axis=1)
+def _boxes(geometry: Geometry, table: pa.Table) -> Floats:
+    columns = [numbers(table, name).astype(np.float64) for name in geometry.columns]
+    return np.stack(columns, axis=1)
 
 
 def _chunks(table: pa.Table, name: str) -> list[pa.Array]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ml_debugger.core.detection.analysis import MISSED, TYPES
 from ml_debugger.core.evaluation.report_page.section import Style
-from ml_debugger.object_detection.analysis import MISSED, TYPES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,22 +28,29 @@ def title_of(kind: str) -> str:
     return STYLES[kind].name.capitalize()
 
 
-def types_figure(rows: Sequence[Mapping[str, Any]]) -> "go.Figure":
+def types_figure(rows: Sequence[Mapping[str, Any]], ap: str) -> "go.Figure":
     """Draw how many errors of each type there are beside what each costs.
 
     Args:
-        rows: The rows of `analysis.error_types`.
+        rows: The rows of `Analysis.error_types`.
+        ap: What AP is called in their columns.
     """
     from plotly.subplots import make_subplots
 
     from ml_debugger.core.evaluation.report_page.plots import styled
 
+    called = ap.upper()
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
     names = [title_of(row["type"]) for row in rows]
     colours = [STYLES[row["type"]].colour for row in rows]
     columns = (
         ("n", "how many", "{:,}", "%{y}: %{text}<extra></extra>"),
-        ("ap50_cost", "cost in AP50", "{:.3f}", "%{y}: mended, AP50 gains %{text}<extra></extra>"),
+        (
+            f"{ap}_cost",
+            f"cost in {called}",
+            "{:.3f}",
+            f"%{{y}}: mended, {called} gains %{{text}}<extra></extra>",
+        ),
     )
     for col, (column, title, form, hover) in enumerate(columns, 1):
         values = [row[column] or 0 for row in rows]
@@ -69,7 +76,7 @@ def groups_figure(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], title: 
     """Draw the share of wrong boxes in each group by type, beside that of missed true ones.
 
     Args:
-        groups: The rows of `analysis.error_types` by group and type.
+        groups: The rows of `Analysis.error_types` by group and type.
         title: What the groups are.
     """
     from plotly.subplots import make_subplots
