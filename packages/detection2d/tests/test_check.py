@@ -17,6 +17,8 @@ from .small import blank, faster_rcnn, images
 
 def built(module: str, name: str) -> tuple[nn.Module, Any]:
     """Return a model of another file of tests and its input: that file may skip."""
+    if module == "test_ultralytics":
+        pytest.importorskip("ultralytics")
     contract = getattr(import_module(f".{module}", __package__), name)()
     return contract.model(), contract.model_input()
 
