@@ -85,3 +85,28 @@ def test_no_boxes() -> None:
     found = link(kept(rows, none, none), rows)
     assert found.shape == (0,)
     assert found.dtype is torch.int64
+
+
+def test_a_score_of_very_many_rows_costs_little() -> None:
+    """As that of all cells without a point; the pairs of equal scores would fill the memory."""
+    count = 300_000
+    rows = made(count, width=7)
+    rows.scores[:] = 1.0
+    at = torch.arange(0, count, 500)
+    seen = kept(rows, at, torch.ones_like(at))
+    assert torch.equal(link(seen, rows), at)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
+def test_where_a_row_begins_may_not_be_known(lost: float) -> None:
+    rows = made()
+    rows.boxes[3, 0] = lost
+    rows.boxes[7, 0] = -5.0  # as do those behind the sensor
+    assert torch.equal(link(kept(rows, AT, LABELS), rows), AT)
+
+
+def test_a_model_that_diverged_costs_little() -> None:
+    rows = made(300_000, width=7)
+    rows.scores[:], rows.boxes[:] = torch.nan, torch.nan
+    at = torch.arange(0, 300_000, 500)
+    assert not link(kept(rows, at, torch.ones_like(at)), rows).any()  # the first is as good as any

@@ -28,7 +28,8 @@ def link(
     Args:
         seen: The boxes that the user sees, n of them.
         rows: What the head said of the same input.
-        apart: Tells how far boxes (p, d) are from others (p, d), shape (p,).
+        apart: Tells how far boxes (p, d) are from others (p, d), shape (p,); no less than their
+            first numbers are.
         size: Tells against what that is to be seen, of boxes (n, d), shape (n,).
 
     Returns:
@@ -40,12 +41,12 @@ def link(
     """
     if len(seen) == 0:
         return torch.zeros(0, dtype=torch.int64, device=seen.scores.device)
-    labels = seen.labels.long()
-    box, row = _equal(labels, seen.scores, rows.scores)
+    labels, reach = seen.labels.long(), _TOLERANCE * torch.nan_to_num(size(seen.boxes), posinf=1.0)
+    box, row = _alike(seen, labels, reach, rows)
     away = apart(rows.boxes_of(row, labels[box]), seen.boxes[box])
     # what is not finite lies nowhere: there the score alone has to tell
     away = torch.where(torch.isfinite(seen.boxes[box]).all(1), away, torch.zeros_like(away))
-    near = away <= _TOLERANCE * torch.nan_to_num(size(seen.boxes)[box], posinf=1.0)
+    near = away <= reach[box]
     box, row, away = box[near], row[near], away[near]
     nearest = torch.full((len(seen),), torch.inf, device=away.device, dtype=away.dtype)
     nearest.scatter_reduce_(0, box, away, "amin")
@@ -61,30 +62,43 @@ def link(
     return found.scatter_reduce_(0, box[best], row[best], "amin")
 
 
-def _equal(labels: Tensor, scores: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pairs of a box and a row (p,) in which the row gives the box's label its score.
+def _alike(
+    seen: Detections, labels: Tensor, reach: Tensor, rows: HeadRows
+) -> tuple[Tensor, Tensor]:
+    """Return the pairs of a box and a row (p,) that have the same score and begin near each other.
 
     Args:
+        seen: The boxes, n of them.
         labels: Of the boxes, shape (n,), int64.
-        scores: Of the boxes, shape (n,).
-        said: The score of each label in each row, shape (r, K).
+        reach: How far the first number of a row's box may be off, shape (n,).
+        rows: The rows.
     """
     # few rows score as high as the least of the visible boxes; NaN is lower than nothing
-    least = torch.nan_to_num(scores).min()
-    some = (~(said.amax(1) < least)).nonzero().squeeze(1)
-    high = said[some]
+    least = torch.nan_to_num(seen.scores).min()
+    some = (~(rows.scores.amax(1) < least)).nonzero().squeeze(1)
+    high = rows.scores[some]
     row, label = (~(high < least)).nonzero(as_tuple=True)
-    keys, order = _keys(label, high[row, label]).sort()
-    wanted = _keys(labels, scores)
-    first = torch.searchsorted(keys, wanted)
-    each = torch.searchsorted(keys, wanted, right=True) - first
+    scores, group = _keys(labels, seen.scores).unique(return_inverse=True)
+    said = _keys(label, high[row, label])
+    of = torch.searchsorted(scores, said).clamp(max=len(scores) - 1)
+    same = scores[of] == said
+    row, label, of = some[row[same]], label[same], of[same]
+    # a score may be that of very many rows, as of all cells without a point: then place tells
+    keys, order = _keys(of, rows.boxes_of(row, label)[:, 0]).sort(stable=True)
+    begin, around = seen.boxes[:, 0], 2 * reach  # twice: differences are rounded
+    first = torch.searchsorted(keys, _keys(group, begin - around))
+    each = torch.searchsorted(keys, _keys(group, begin + around), right=True) - first
+    # of boxes that are not finite nothing more can tell
+    each = torch.where(torch.isfinite(seen.boxes).all(1), each, each.clamp(max=1))
     box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
     before = each.cumsum(0) - each  # pairs of earlier boxes
     at = torch.arange(len(box), device=box.device) + (first - before)[box]
-    return box, some[row[order[at]]]
+    return box, row[order[at]]
 
 
-def _keys(labels: Tensor, scores: Tensor) -> Tensor:
-    """Return numbers (n,) that are equal where label and score are; NaN is equal to NaN."""
-    values = torch.nan_to_num(scores.float(), nan=torch.inf) + 0.0  # 0 is equal to -0
-    return labels * 2**32 + values.view(torch.int32)
+def _keys(groups: Tensor, values: Tensor) -> Tensor:
+    """Return whole numbers (n,) in the order of group and value; NaN is as infinity."""
+    inf = torch.inf
+    values = torch.nan_to_num(values.float(), nan=inf, posinf=inf, neginf=-inf) + 0.0  # no -0
+    bits = values.view(torch.int32)
+    return groups * 2**32 + torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
