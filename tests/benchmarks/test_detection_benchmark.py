@@ -175,7 +175,7 @@ def test_traced_over_bare(name: str, tmp_path: Path, benchmark: Any) -> None:
         with ObjectDetectionTracer(model, "m", "v", home=tmp_path, score_thresh=1e-6) as tracer:
             tracer(model_input, None, range(BATCH), "all", 0)
             tracer.flush()
-            scores = tracer._repository.records().column("predicted/score")
+            scores = tracer._recording.repository.records().column("predicted/score")
         thresh = float(np.sort(scores)[-min(50 * BATCH, len(scores))])
     with (
         ObjectDetectionTracer(model, "m", "v", home=tmp_path, score_thresh=thresh) as tracer,
@@ -195,7 +195,7 @@ def test_traced_over_bare(name: str, tmp_path: Path, benchmark: Any) -> None:
         ratios = [1 / (seconds(bare) / seconds(traced)) for _ in range(9)]
         benchmark.pedantic(traced, rounds=3)
         one = statistics.median(seconds(bare) for _ in range(3))
-        boxes = tracer._repository.records(Scope(("val",))).units / BATCH
+        boxes = tracer._recording.repository.records(Scope(("val",))).units / BATCH
     print(
         f"\n{name}: {1e3 * one:.0f} ms a batch of {BATCH}, {boxes:.0f} boxes an image; traced / "
         f"bare {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"

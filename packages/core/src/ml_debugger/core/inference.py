@@ -110,7 +110,11 @@ class InferenceTracer(Tracer):
 
     def _compare_settings(self) -> None:
         """Say so if other units are shown here than those that the result was fitted on."""
-        found = None if self.result is None else differing(self.result.settings, self._settings)
+        found = (
+            None
+            if self.result is None
+            else differing(self.result.settings, self._recording.settings)
+        )
         if self.result is not None and found is not None:
             warnings.warn(
                 f"the result {self.result.result_name!r} is of records with {found[0]}, but this "
@@ -124,7 +128,7 @@ class InferenceTracer(Tracer):
             return as_epoch(n_epoch)
         if self.result is not None and self.result.n_epoch != "all":
             return self.result.n_epoch
-        return self._repository.latest_epoch()
+        return self._recording.repository.latest_epoch()
 
     def export(self, output_path: str | PathLike[str] | None = None) -> Path | None:
         """Write this epoch's features to a ZIP of Parquet files.
@@ -136,7 +140,7 @@ class InferenceTracer(Tracer):
         Returns:
             The file, or None on ranks other than the primary.
         """
-        return self._export(output_path, Scope(n_epoch=self.n_epoch))
+        return self._recording.export(Scope(n_epoch=self.n_epoch), output_path)
 
     def wait_for_save(self, interval: float = 3) -> None:
         """Return when everything recorded so far is durable.
@@ -160,7 +164,9 @@ class InferenceTracer(Tracer):
         """Return what is recorded of a split in this epoch, judged by the result if any."""
         self.flush()
         scope = Scope(dataset_types=(dataset_type,), n_epoch=self.n_epoch, runs=runs)
-        return open_pool(self._repository, scope, self.result, self.schema, may_mix=may_mix)
+        return open_pool(
+            self._recording.repository, scope, self.result, self.schema, may_mix=may_mix
+        )
 
 
 def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":

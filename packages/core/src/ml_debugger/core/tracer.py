@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core import distributed, store, sync
+from ml_debugger.core import sync
 from ml_debugger.core.attached import check_lengths, watching
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_layers, evaluating
@@ -28,11 +27,11 @@ from ml_debugger.core.inputs import (
     tensors_in,
 )
 from ml_debugger.core.layers import architecture_of, default_layers, parse_layers, unwrap
+from ml_debugger.core.recording import Recording
 from ml_debugger.core.records import Batch, ModelVersion, Settings, TaskSchema, Units
 from ml_debugger.core.settings import Service
-from ml_debugger.core.store import Purpose, Scope
+from ml_debugger.core.store import Purpose
 from ml_debugger.core.transfer import HostCopy
-from ml_debugger.core.writer import BatchWriter
 
 #: What a column or an argument is called already.
 _RESERVED = frozenset(
@@ -98,6 +97,8 @@ class Tracer(ABC):
         self.accept(unwrap(model))
         self.model = model
         self._closed = self._watched = False
+        self._widths: dict[str, tuple[int, ...]] = {}
+        self._counted: dict[tuple[str, int | None], int] = {}
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
@@ -117,7 +118,7 @@ class Tracer(ABC):
         # a tracer that is forgotten takes its hooks off as well
         weakref.finalize(self, self._capture.close)
         try:
-            self._open(home, recreate=force_table_recreate)
+            self._recording = self._open(home, recreate=force_table_recreate)
         except BaseException:
             self.unhook()
             raise
@@ -233,7 +234,7 @@ class Tracer(ABC):
     @property
     def run(self) -> str:
         """The id of this tracer's run; all ranks of a job share it."""
-        return self._run
+        return self._recording.run
 
     def get_hooked_features(self, layer_name: str) -> Tensor:
         """Return what a layer produced in the latest call, reduced to a vector an input.
@@ -284,7 +285,7 @@ class Tracer(ABC):
         Raises:
             StoreError: It cannot be written; it is kept in memory and tried again.
         """
-        self._writer.flush()
+        self._recording.flush()
 
     def close(self) -> None:
         """Flush, take our hooks off the model and release the store. Safe to call twice."""
@@ -292,10 +293,7 @@ class Tracer(ABC):
         try:
             self.unhook()
         finally:
-            try:
-                self._writer.stop()
-            finally:
-                self._store.close()
+            self._recording.close()
 
     def __enter__(self) -> Self:
         return self
@@ -308,55 +306,19 @@ class Tracer(ABC):
 
     # The steps
 
-    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> None:
-        """Register what is to be recorded; the last step of the constructor that can fail."""
-        self._store = store.Store(home)
-        try:
-            self._repository = self._register(recreate=recreate)
-            self._start()
-        except BaseException:
-            self._store.close()
-            raise
-
-    def _register(self, *, recreate: bool) -> "store.LocalRepository":
-        def register(*, recreate: bool) -> "store.LocalRepository":
-            return self._store.register(
-                self.version,
-                task=self.schema.name,
-                architecture=architecture_of(unwrap(self.model)),
-                layers=self.layers,
-                fields=[one.model_dump(mode="json") for one in self._input_fields.values()],
-                label_fields=self._label_fields.declarations(),
-                recreate=recreate,
-            )
-
-        # one rank makes the version what the others then find
-        first = distributed.once(lambda: register(recreate=recreate))
-        return distributed.together(lambda: first or register(recreate=False))
-
-    def _start(self) -> None:
-        """Begin a run: an id that all ranks agree on, and a writer."""
-        self._settings = dict(self.settings())
-        self._run = distributed.agree_on(
-            self._repository.start_run(self.purpose, settings=self._settings)
-            if distributed.is_primary()
-            else ""
-        )
-        if not distributed.is_primary():
-            self._repository.start_run(
-                self.purpose,
-                run=self._run,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                settings=self._settings,
-            )
-        repository, run = self._repository, self._run
-        self._widths: dict[str, tuple[int, ...]] = {}
-        self._counted: dict[tuple[str, int | None], int] = {}
-        self._writer = BatchWriter(
-            lambda batches: repository.write(run, batches),
-            home=self._store.home,
-            version=self.version,
+    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> Recording:
+        """Register what is to be recorded; the last step of the constructor."""
+        return Recording(
+            self.version,
+            self.purpose,
+            self.settings(),
+            home,
+            recreate=recreate,
+            task=self.schema.name,
+            architecture=architecture_of(unwrap(self.model)),
+            layers=self.layers,
+            fields=[one.model_dump(mode="json") for one in self._input_fields.values()],
+            label_fields=self._label_fields.declarations(),
         )
 
     def _trace(
@@ -475,7 +437,7 @@ class Tracer(ABC):
                 ready=copies.wait if copies.pending else None,
             )
         if inputs:
-            self._writer.put(batch)
+            self._recording.put(batch)
         return batch
 
     def _read(self, model_input: Any, output: Any, activations: Activations) -> Units[Tensor]:
@@ -562,14 +524,8 @@ class Tracer(ABC):
                     "not depend on the input's size, such as 'mean'"
                 )
 
-    def _export(self, output_path: str | PathLike[str] | None, scope: Scope) -> Path | None:
-        from ml_debugger.core.archive import export_archive  # Parquet is only needed here
-
-        distributed.together(self._writer.flush)
-        return distributed.once(lambda: export_archive(self._repository, scope, output_path))
-
     def _wait_for_save(self, interval: float) -> None:
-        self._writer.flush()
+        self.flush()
         sync.wait(self._service, interval)
 
 

@@ -14,6 +14,7 @@ from ml_debugger.core.errors import StrategyError
 from ml_debugger.core.inference import InferenceTracer
 from ml_debugger.core.pool import BatchPool, empty_columns
 from ml_debugger.core.query import FilterConfig, Strategy, read_kind, read_strategy
+from ml_debugger.core.recording import Recording
 from ml_debugger.core.records import Batch
 from ml_debugger.core.sampling import SamplingConfig
 from ml_debugger.core.selection import NEEDS_RESULT, select
@@ -167,10 +168,10 @@ class CommonDataFilter(InferenceTracer):
         )
 
     @override
-    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> None:
+    def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> Recording:
         if self.filter_config is not None:
             self._check_filter(self.filter_config)
-        super()._open(home, recreate=recreate)
+        return super()._open(home, recreate=recreate)
 
     def _check_filter(self, config: Strategy) -> None:
         """Refuse a filter that no call could be judged by."""

@@ -91,7 +91,7 @@ class TrainingTracer(Tracer):
             StoreError: It cannot be written.
         """
         epoch = as_epoch(n_epoch)
-        return self._export(output_path, Scope(n_epoch="all" if epoch is None else epoch))
+        return self._recording.export(Scope(n_epoch="all" if epoch is None else epoch), output_path)
 
     def wait_for_save(
         self, n_epoch: int | None = None, interval: float = 3, *, force: bool = False
@@ -141,8 +141,8 @@ class TrainingTracer(Tracer):
         epoch = as_epoch(n_epoch)
         if epoch is None:
             raise EpochError("drop_epoch_data needs an int; None would not mean everything")
-        self._writer.flush()
-        return self._repository.delete_epoch(epoch)
+        self.flush()
+        return self._recording.repository.delete_epoch(epoch)
 
     def drop_version_data(self) -> None:
         """Drop all records of this model version; tracing can go on into an empty one.
@@ -150,7 +150,6 @@ class TrainingTracer(Tracer):
         What waits to be written is forgotten first, so that nothing recorded before can reappear
         after.
         """
-        self._writer.discard()
-        self._writer.stop()
-        self._repository = self._register(recreate=True)
-        self._start()
+        self._recording.restart()
+        self._widths.clear()
+        self._counted.clear()

@@ -1,0 +1,120 @@
+"""Step 4: one tracer's run, and the records of a model version that it adds to."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ml_debugger.core import distributed, store
+from ml_debugger.core.records import Batch, ModelVersion, Settings
+from ml_debugger.core.store import Purpose, Scope
+from ml_debugger.core.writer import BatchWriter
+
+
+class Recording:
+    """What a tracer records into; it owns the store and the writer.
+
+    Under `torch.distributed` every rank makes one: they agree on one version and one run.
+
+    Attributes:
+        repository: The records of the version.
+        run: The run's id; all ranks share it.
+        settings: What decides which units are recorded; kept with the run.
+    """
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        purpose: Purpose,
+        settings: Settings,
+        home: str | PathLike[str] | None,
+        *,
+        recreate: bool,
+        **declared: Any,
+    ) -> None:
+        """Register the version and begin a run.
+
+        Args:
+            version: Its name.
+            purpose: What is recorded for.
+            settings: What decides which units are recorded.
+            home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
+            recreate: Drop the version's records first.
+            **declared: What `Store.register` asks for.
+
+        Raises:
+            InputError: The version is of another task, or a field has another type.
+            ArchitectureMismatchError: The model name belongs to another architecture.
+            StoreError: The store cannot be opened.
+        """
+        self.version, self.purpose, self.settings = version, purpose, settings
+        self._declared = declared
+        self._store = store.Store(home)
+        try:
+            self._begin(recreate=recreate)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def put(self, batch: Batch) -> None:
+        """Hand over what was read of one call; it is written in the background."""
+        self._writer.put(batch)
+
+    def flush(self) -> None:
+        """Return when everything recorded so far is on disk.
+
+        Raises:
+            StoreError: It cannot be written; it is kept in memory and tried again.
+        """
+        self._writer.flush()
+
+    def restart(self) -> None:
+        """Drop all records of the version, and begin a run of the empty one.
+
+        What waits to be written is forgotten first, so that nothing recorded before can reappear
+        after.
+        """
+        self._writer.discard()
+        self._writer.stop()
+        self._begin(recreate=True)
+
+    def export(self, scope: Scope, output_path: str | PathLike[str] | None) -> Path | None:
+        """Write features to a ZIP of Parquet files; None on ranks other than the primary."""
+        from ml_debugger.core.archive import export_archive  # Parquet is only needed here
+
+        distributed.together(self.flush)
+        return distributed.once(lambda: export_archive(self.repository, scope, output_path))
+
+    def close(self) -> None:
+        """Flush, and release the store. Safe to call twice."""
+        try:
+            self._writer.stop()
+        finally:
+            self._store.close()
+
+    def _begin(self, *, recreate: bool) -> None:
+        self.repository = self._register(recreate=recreate)
+        self.run = self._start()
+        repository, run = self.repository, self.run
+        self._writer = BatchWriter(
+            lambda batches: repository.write(run, batches),
+            home=self._store.home,
+            version=self.version,
+        )
+
+    def _register(self, *, recreate: bool) -> "store.LocalRepository":
+        def register(*, recreate: bool) -> "store.LocalRepository":
+            return self._store.register(self.version, recreate=recreate, **self._declared)
+
+        # one rank makes the version what the others then find
+        first = distributed.once(lambda: register(recreate=recreate))
+        return distributed.together(lambda: first or register(recreate=False))
+
+    def _start(self) -> str:
+        """Begin a run whose id all ranks agree on."""
+        begin = self.repository.start_run
+        primary = distributed.is_primary()
+        run = distributed.agree_on(begin(self.purpose, settings=self.settings) if primary else "")
+        if not primary:
+            rank, world_size = distributed.rank(), distributed.world_size()
+            begin(self.purpose, run=run, rank=rank, world_size=world_size, settings=self.settings)
+        return run
