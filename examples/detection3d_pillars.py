@@ -68,13 +68,17 @@ class Pillars(nn.Module):
         peak = score == max_pool2d(score[None], 3, 1, 1)[0]
         best, at = torch.where(peak, score, 0).flatten().topk(self.most)
         best, at = best[best >= self.score_thresh], at[best >= self.score_thresh]
+        boxes = self.decoded(shape, at)
+        return {"boxes": boxes, "scores": best, "labels": label.flatten()[at], "cells": at}
+
+    def decoded(self, shape, at):
+        """Return the boxes of some cells."""
         across, along, z, *sides, sin, cos, sin2, cos2 = shape.flatten(1)[:, at]
         x, y = (at % CELLS + across) * CELL - REACH, (at // CELLS + along) * CELL - REACH
         yaw = torch.atan2(sin2, cos2) / 2  # one of two: which end is the front is another question
         back = sin * yaw.sin() + cos * yaw.cos() < 0
         yaw = torch.where(back, yaw + torch.where(yaw < 0, pi, -pi), yaw)
-        boxes = torch.stack([x, y, z, *torch.stack(sides).exp(), yaw], 1)
-        return {"boxes": boxes, "scores": best, "labels": label.flatten()[at], "cells": at}
+        return torch.stack([x, y, z, *torch.stack(sides).exp(), yaw], 1)
 
     def loss(self, clouds, truths):
         heat, shape = self.maps(clouds)
@@ -157,41 +161,52 @@ def batches(scenes, size=5):
         yield list(range(start, start + len(some))), clouds, truths
 
 
-torch.manual_seed(0)
-train, val, pool = (make_scenes(n, seed) for seed, n in enumerate((400, 200, 200)))
-model, epochs = Pillars(), 6
-optimizer = torch.optim.AdamW(model.parameters())
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * 80)
-layers = {"trunk": "trunk"}  # what is recorded of each box: the vector of its cell
-with PillarsTracer(model, "pillars", "v1", layers) as tracer:
+def learn(model, scenes, epochs=6):
+    """Train; after each epoch, give its number."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * len(scenes) // 5)
     for epoch in range(epochs):
         model.train()
-        for _, clouds, truths in batches(train):
+        for _, clouds, truths in batches(scenes):
             loss = model.loss(clouds, truths)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         model.eval()
+        yield epoch
+
+
+def main():
+    torch.manual_seed(0)
+    train, val, pool = (make_scenes(n, seed) for seed, n in enumerate((400, 200, 200)))
+    model = Pillars()
+    layers = {"trunk": "trunk"}  # what is recorded of each box: the vector of its cell
+    with PillarsTracer(model, "pillars", "v1", layers) as tracer:
+        for epoch in learn(model, train):
+            with torch.no_grad():
+                for ids, clouds, truths in batches(val):
+                    tracer(clouds, truths, ids, "val", epoch)  # not model(clouds)
+
+    result = Evaluator("pillars", "v1").request_evaluation(options={"class_names": CLASSES})
+    print(result.summary(), error_types(result).to_string(), sep="\n")
+    print(result.report("detection3d.html"))
+
+    name = result.result_name
+    with PillarsDataFilter(model, "pillars", "v1", name) as chosen:
         with torch.no_grad():
-            for ids, clouds, truths in batches(val):
-                tracer(clouds, truths, ids, "val", epoch)  # not model(clouds)
+            for ids, clouds, _ in batches(pool):
+                chosen(clouds, ids)
+        print(chosen.query(10, {"top_n": 3}, type_cast=int, explain=True).to_string())
 
-result = Evaluator("pillars", "v1").request_evaluation(options={"class_names": CLASSES})
-print(result.summary(), error_types(result).to_string(), sep="\n")
-print(result.report("detection3d.html"))
+    with PillarsLogger(model, "pillars", "v1", name) as logger:
+        with torch.no_grad():
+            for reach in (REACH, 0.6 * REACH):  # then all is nearer
+                for _, clouds, _ in batches(make_scenes(100, seed=3, reach=reach)):
+                    logger(clouds)
+        health = logger.health(window=250)  # boxes: some 50 frames
+        print(health[["estimated_accuracy", "low", "high", "drift", "drift_p"]].to_string())
 
-name = result.result_name
-with PillarsDataFilter(model, "pillars", "v1", name) as chosen:
-    with torch.no_grad():
-        for ids, clouds, _ in batches(pool):
-            chosen(clouds, ids)
-    print(chosen.query(10, {"top_n": 3}, type_cast=int, explain=True).to_string())
 
-with PillarsLogger(model, "pillars", "v1", name) as logger:
-    with torch.no_grad():
-        for reach in (REACH, 0.6 * REACH):  # then all is nearer
-            for _, clouds, _ in batches(make_scenes(100, seed=3, reach=reach)):
-                logger(clouds)
-    health = logger.health(window=250)  # boxes: some 50 frames
-    print(health[["estimated_accuracy", "low", "high", "drift", "drift_p"]].to_string())
+if __name__ == "__main__":
+    main()

@@ -1,73 +1,22 @@
 """Boxes in space are matched as the slow reference says, with overlaps of another library."""
 
-import math
-from functools import partial
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapely import affinity
-from shapely.geometry import Polygon, box
 
 from ml_debugger.core.detection.matching import KINDS, match_boxes
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.records import Units
 from ml_debugger.object_detection_3d.geometry import BOX, geometry
 from ml_debugger.object_detection_3d.task import ObjectDetection3DTask
-from ml_debugger.testing.slow_matching import SlowGeometry, match_input
+from ml_debugger.testing.slow_matching import match_input
+
+from .slow_matching import iou, share, slow
 
 MEASURES = ("bev", "3d", "distance")
 #: Values nearer than this to a threshold or to each other may fall on either side of it.
 NEAR = 1e-6
-
-
-def above(one) -> Polygon:
-    x, y, _, dx, dy, _, yaw = one
-    upright = box(x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2)
-    return affinity.rotate(upright, yaw, origin=(x, y), use_radians=True)
-
-
-def sound(one) -> bool:
-    return all(map(math.isfinite, one)) and min(one[3:6]) > 0
-
-
-def size(one, measure) -> float:
-    return one[3] * one[4] * (one[5] if measure == "3d" else 1.0)
-
-
-def common(a, b, measure) -> float:
-    if not (sound(a) and sound(b)):
-        return 0.0
-    area = above(a).intersection(above(b)).area
-    if measure == "3d":
-        ends = [(one[2] - one[5] / 2, one[2] + one[5] / 2) for one in (a, b)]
-        area *= max(0.0, min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0]))
-    return area
-
-
-def near(a, b) -> float:
-    if not (sound(a) and sound(b)):
-        return 0.0
-    return max(0.0, 1 - math.hypot(a[0] - b[0], a[1] - b[1]) / 4)
-
-
-def iou(measure, a, b) -> float:
-    if measure == "distance":
-        return near(a, b)
-    both = common(a, b, measure)
-    return both / (size(a, measure) + size(b, measure) - both) if both else 0.0
-
-
-def share(measure, a, b) -> float:
-    if measure == "distance":
-        return near(a, b)
-    both = common(a, b, measure)
-    return both / size(a, measure) if both else 0.0
-
-
-def slow(measure) -> SlowGeometry:
-    return SlowGeometry(sound, partial(iou, measure), partial(share, measure))
 
 
 def some_boxes(random, n):

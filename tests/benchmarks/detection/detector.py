@@ -1,6 +1,7 @@
 """A Faster R-CNN of torchvision on a small backbone, trained for real on generated scenes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from ml_debugger.object_detection.scenes import CLASSES, Scene
+from ml_debugger.training import ObjectDetectionTracer
 
 SIZE = 96
 CHANNELS = 96
+AT_ONCE = 20
 
 
 def backbone() -> nn.Sequential:
@@ -78,3 +81,12 @@ def train(scenes: Sequence[Scene], steps: int, seed: int = 0, batch: int = 8) ->
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+def trace(model: nn.Module, scenes: Sequence[Scene], kind: str, **arguments: Any) -> None:
+    """Record a detector's boxes and the truth; ids count from 0."""
+    with ObjectDetectionTracer(model, "shapes", "v1", **arguments) as tracer, torch.no_grad():
+        for start in range(0, len(scenes), AT_ONCE):
+            images, targets = zip(*map(pair, scenes[start : start + AT_ONCE]), strict=True)
+            ids = [f"{start + at:05d}" for at in range(len(images))]
+            tracer(list(images), list(targets), ids, kind)
