@@ -159,8 +159,9 @@ def test_export_import_drop(home: Path, tmp_path: Path) -> None:
 def test_doctor(home: Path) -> None:
     said = run("doctor", home=home)
     assert "the store is sound" in said
-    assert "ml-debugger-classification" in said
-    assert "pip install ml-debugger-detection3d" in said
+    for task in ("classification", "detection2d", "detection3d"):
+        assert f"ml-debugger-{task}" in said
+    assert "not installed" not in said
     segment = max((home / "segments").glob("*.seg"), key=lambda path: path.stat().st_size)
     data = bytearray(segment.read_bytes())
     data[64] ^= 0xFF

@@ -44,7 +44,8 @@ def average_precision(result: "Result", measure: Measure | None = None) -> Avera
 
     It is interpolated at 101 recalls, of the 100 boxes of each class and frame with the highest
     scores. A box that is right is near enough to a true one of its class, of which each is taken
-    once; one that lies in an ignored true box of its class does not count.
+    once. Boxes that the result leaves out, because they lie in an ignored true box of whatever
+    class, do not count.
 
     The thresholds are an IoU of 0.5 and of 0.7, or nuScenes' distances of centres, 0.5, 1, 2 and
     4 m. nuScenes' own figure differs: it leaves out what has a recall or precision below 0.1, does

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ml_debugger.core.detection.keys import sort_keys
 from ml_debugger.core.detection.output import Detections, HeadRows
 from ml_debugger.core.errors import UnsupportedModelError
 
@@ -78,27 +79,19 @@ def _alike(
     some = (~(rows.scores.amax(1) < least)).nonzero().squeeze(1)
     high = rows.scores[some]
     row, label = (~(high < least)).nonzero(as_tuple=True)
-    scores, group = _keys(labels, seen.scores).unique(return_inverse=True)
-    said = _keys(label, high[row, label])
+    scores, group = sort_keys(labels, seen.scores).unique(return_inverse=True)
+    said = sort_keys(label, high[row, label])
     of = torch.searchsorted(scores, said).clamp(max=len(scores) - 1)
     same = scores[of] == said
     row, label, of = some[row[same]], label[same], of[same]
     # a score may be that of very many rows, as of all cells without a point: then place tells
-    keys, order = _keys(of, rows.boxes_of(row, label)[:, 0]).sort(stable=True)
+    keys, order = sort_keys(of, rows.boxes_of(row, label)[:, 0]).sort(stable=True)
     begin, around = seen.boxes[:, 0], 2 * reach  # twice: differences are rounded
-    first = torch.searchsorted(keys, _keys(group, begin - around))
-    each = torch.searchsorted(keys, _keys(group, begin + around), right=True) - first
+    first = torch.searchsorted(keys, sort_keys(group, begin - around))
+    each = torch.searchsorted(keys, sort_keys(group, begin + around), right=True) - first
     # of boxes that are not finite nothing more can tell
     each = torch.where(torch.isfinite(seen.boxes).all(1), each, each.clamp(max=1))
     box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
     before = each.cumsum(0) - each  # pairs of earlier boxes
     at = torch.arange(len(box), device=box.device) + (first - before)[box]
     return box, row[order[at]]
-
-
-def _keys(groups: Tensor, values: Tensor) -> Tensor:
-    """Return whole numbers (n,) in the order of group and value; NaN is as infinity."""
-    inf = torch.inf
-    values = torch.nan_to_num(values.float(), nan=inf, posinf=inf, neginf=-inf) + 0.0  # no -0
-    bits = values.view(torch.int32)
-    return groups * 2**32 + torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

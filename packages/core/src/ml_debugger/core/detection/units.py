@@ -68,6 +68,12 @@ def checked(
         )
     widths = {len(columns): None, len(columns) + len(optional): None}
     for number, one in enumerate(outputs):
+        for name in ("boxes", "scores", "labels"):
+            if not isinstance(getattr(one, name), Tensor):
+                raise UnsupportedModelError(
+                    f"{name} of {kind.__name__} of input {number} is of type "
+                    f"{type(getattr(one, name)).__name__}; expected a tensor"
+                )
         given = {each.name: getattr(one, each.name) for each in fields(one)} | _vectors(one)
         lengths = {name: len(each) for name, each in given.items() if isinstance(each, Tensor)}
         if len(set(lengths.values())) > 1 or one.boxes.shape[1:] not in [(n,) for n in widths]:
