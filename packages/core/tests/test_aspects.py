@@ -1,11 +1,12 @@
 """The ways in which units can be wrong, and the kinds of their errors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.errors import InputError, SchemaError
 from ml_debugger.core.evaluation import metrics
 from ml_debugger.core.evaluation.estimator import Asked, ErrorModel, Observations
 
@@ -72,6 +73,35 @@ def test_statistics_speak_for_a_unit_as_well_as_against_it():
         _, found = ErrorModel.fit(given, target)
         gain = metrics.auroc(found.error_proba, wrong) - metrics.auroc(without.error_proba, wrong)
         assert gain > 0.1
+
+
+@pytest.mark.parametrize("rare", [0, 40])
+def test_a_statistic_is_seen_against_what_is_usual_of_the_class(rare):
+    """Four metres are short for a lorry, and long for a car; either way they are odd."""
+    rng = np.random.default_rng(0)
+    n = 1200
+    prediction = rng.choice(3, n, p=[0.5, 0.5 - rare / n, rare / n])
+    off = rng.normal(size=n)
+    wrong = np.abs(off) > 1.3
+    length = np.array([4.0, 12.0, 30.0])[prediction] + off * np.array([0.3, 2.0, 5.0])[prediction]
+    observations = Observations(
+        features={},
+        prediction=prediction,
+        score=np.full(n, 0.6, np.float32),
+        statistics=length[:, None].astype(np.float32),
+    )
+    model, found = ErrorModel.fit(observations, np.where(wrong, -1, prediction), n_class=3)
+    assert metrics.auroc(found.error_proba, wrong) > 0.9
+    again = ErrorModel.restore(model.arrays(), json.loads(json.dumps(model.settings())))
+    elsewhere = replace(observations, prediction=np.where(prediction == 1, 7, prediction))
+    for one in (observations, elsewhere):  # a class that was never seen has all others' numbers
+        np.testing.assert_array_equal(
+            model.estimate(one).error_proba, again.estimate(one).error_proba
+        )
+        assert np.isfinite(model.estimate(one).error_proba).all()
+    old = {name: one for name, one in model.arrays().items() if not name.startswith("usual.")}
+    with pytest.raises(SchemaError, match="evaluate anew"):
+        ErrorModel.restore(old, json.loads(json.dumps(model.settings())))
 
 
 def test_a_restored_model_gives_the_same_answers():

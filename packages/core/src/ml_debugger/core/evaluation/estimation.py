@@ -265,7 +265,8 @@ def most_fitted(units: LabelledUnits) -> int:
     """Return how many units fit into the memory of a fit."""
     one = units.observations(np.zeros(1, np.int64))
     widths = [values.size for values in one.features.values()]
-    widths += [] if one.statistics is None else [one.statistics.size]
+    # statistics are three columns of evidence too, of twice the size
+    widths += [] if one.statistics is None else [7 * one.statistics.size]
     n_class = 0 if one.logits is None else one.logits.size
     row = 4 * (sum(widths) + 3 * n_class + 16)  # the classes again as plausibilities and scores
     return max(1000, min(MAX_FITTED, FIT_BYTES // row))

@@ -19,6 +19,7 @@ from ml_debugger.core.evaluation.error_model.fitting import fit
 from ml_debugger.core.evaluation.error_model.head import Head
 from ml_debugger.core.evaluation.error_model.layer import Layer, References
 from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integers
+from ml_debugger.core.evaluation.error_model.usual import Usual
 from ml_debugger.core.evaluation.substitute import Substitute
 
 if TYPE_CHECKING:
@@ -340,6 +341,9 @@ class ErrorModel:
         for number, layer in enumerate(sources.layers.values()):
             for name, values in layer.arrays().items():
                 arrays[f"layer.{number}.{name}"] = values
+        if sources.usual is not None:
+            for name, values in sources.usual.arrays().items():
+                arrays[f"usual.{name}"] = values
         if self._substitute is not None:
             for name, values in self._substitute.arrays().items():
                 arrays[f"substitute.{name}"] = values
@@ -361,7 +365,7 @@ class ErrorModel:
             "intercept": self._head.intercept,
             "error_rate": self._error_rate,
             "substitute": None if self._substitute is None else self._substitute.settings(),
-            "statistics": self._sources.statistics,
+            "statistics": 0 if self._sources.usual is None else self._sources.usual.width,
             "of_logits": self.of_logits,
             "aspects": None if self._aspects is None else self._aspects.settings(),
         }
@@ -373,7 +377,8 @@ class ErrorModel:
         Raises:
             SchemaError: It was written by a version that this one cannot read.
         """
-        if settings.get("version") != _VERSION:
+        usual = _below("usual.", arrays)
+        if settings.get("version") != _VERSION or bool(settings.get("statistics")) != bool(usual):
             raise SchemaError(
                 f"estimator of version {settings.get('version')!r}, this one reads {_VERSION} and "
                 "would not give the same probabilities; evaluate anew"
@@ -394,7 +399,7 @@ class ErrorModel:
             n_class=settings["n_class"],
             temperature=settings["temperature"],
             has_score=settings["has_score"],
-            statistics=settings.get("statistics", 0),
+            usual=Usual.restore(usual) if usual else None,
             # Results of earlier versions do not say it; only boxes were asked about in aspects.
             of_logits=settings.get("of_logits", settings.get("aspects") is None),
         )

@@ -19,6 +19,7 @@ from ml_debugger.core.evaluation.error_model.scaling import (
     singles,
     slices,
 )
+from ml_debugger.core.evaluation.error_model.usual import Usual
 
 # Every matrix product has this many rows, the last one padded, so that the rounding of a unit's
 # evidence does not depend on which units are looked at together.
@@ -136,7 +137,7 @@ class Sources:
         has_score: Whether the score says something that the class vector does not.
         of_logits: Whether the predictions are the classes of the largest logits, and the scores
             their softmax, so that neither need be given beside the logits.
-        statistics: How many statistics there are of a unit.
+        usual: What is usual of each statistic of a unit; None where there are none.
     """
 
     layers: Mapping[str, Layer]
@@ -144,7 +145,7 @@ class Sources:
     n_class: int
     temperature: float | None
     has_score: bool
-    statistics: int = 0
+    usual: Usual | None = None
     of_logits: bool = False
 
     @property
@@ -153,7 +154,12 @@ class Sources:
         names = [f"{alias}.{column}" for alias in self.layers for column in layer.COLUMNS]
         names += [] if self.temperature is None else head.COLUMNS
         names += ["score"] if self.has_score else []
-        return (*names, *(f"statistic.{number}" for number in range(self.statistics)))
+        return (*names, *(f"statistic.{number}" for number in range(self.free)))
+
+    @property
+    def free(self) -> int:
+        """How many of the last columns may mean anything."""
+        return 0 if self.usual is None else 3 * self.usual.width
 
     @property
     def anchor(self) -> int:
@@ -183,8 +189,8 @@ class Sources:
             found = "none" if logits is None else f"{logits.shape[1]} columns"
             raise InputError(f"logits: expected {self.n_class} columns, got {found}")
         given = 0 if observations.statistics is None else observations.statistics.shape[1]
-        if self.statistics and given != self.statistics:
-            raise InputError(f"statistics: expected {self.statistics} columns, got {given}")
+        if self.usual is not None and given != self.usual.width:
+            raise InputError(f"statistics: expected {self.usual.width} columns, got {given}")
 
     def finite(self, observations: Observations) -> NDArray[np.bool_]:
         """Tell which units are finite in all that these sources look at, shape (n,)."""
@@ -243,9 +249,8 @@ class Sources:
                 score = observations.score[block]
                 score = np.where(np.isfinite(score), score, 0.5)
                 columns.append(head.score_column(score)[:, None])
-            if self.statistics and observations.statistics is not None:
-                known = observations.statistics[block].astype(np.float64)
-                columns.append(np.where(np.isfinite(known), known, np.nan))
+            if self.usual is not None and observations.statistics is not None:
+                columns.append(self.usual.columns(observations.statistics[block], prediction))
             beliefs = self._beliefs(views, chances, prediction)
             found.columns[part] = np.hstack(columns)[:size]
             for number, view in enumerate(views):

@@ -31,6 +31,7 @@ from ml_debugger.core.evaluation.error_model.scaling import (
     Scaling,
     log_softmax,
 )
+from ml_debugger.core.evaluation.error_model.usual import Usual
 from ml_debugger.core.evaluation.metrics import nll
 
 _FEW = 5
@@ -159,7 +160,10 @@ def fit(
             crossed[fold][alias] = without[fold]
         progress(0.2 * (number + 1) / len(observations.features))
 
-    statistics = 0 if observations.statistics is None else observations.statistics.shape[1]
+    usual = None
+    if observations.statistics is not None:
+        some = units.rows[:_SAMPLE]  # in canonical order, so the first are a sample
+        usual = Usual.fit(observations.statistics[some], observations.prediction[some], n_class)
     opinion = _model_opinion(observations, units)
     sources = Sources(
         layers,
@@ -167,13 +171,13 @@ def fit(
         n_class,
         temperature=opinion.temperature,
         has_score=opinion.has_score,
-        statistics=statistics,
+        usual=usual,
         of_logits=opinion.of_logits and not (asked is not None and asked.aspects),
     )
     evidence = _crossed_evidence(
         sources, observations, units, crossed, units.groups[chosen], progress
     )
-    combined, more = _combine(evidence.columns, units, sources.anchor, statistics)
+    combined, more = _combine(evidence.columns, units, sources.anchor, sources.free)
     head, error_proba, as_new = combined
     aspects = answers = None
     if asked is not None and asked.aspects:
@@ -183,7 +187,7 @@ def fit(
             units.folds,
             head,
             anchor=sources.anchor,
-            free=statistics,
+            free=sources.free,
         )
         together = answers.wrong_in_any
         if nll(together, units.wrong) < nll(error_proba, units.wrong):
