@@ -10,9 +10,7 @@ from ml_debugger.data_filter import ObjectDetection3DDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetection3DLogger
 from ml_debugger.object_detection_3d.analysis import error_types
-from ml_debugger.object_detection_3d.frames import to_mmdet3d
 from ml_debugger.object_detection_3d.output import Detection3DOutput
-from ml_debugger.object_detection_3d.points import count_points
 from ml_debugger.object_detection_3d.scenes import CLASSES, GROUND, make_scenes
 from ml_debugger.training import ObjectDetection3DTracer
 
@@ -120,22 +118,14 @@ class OfPillars:
         def keep(module, given, heat):
             self.trunk, self.heat = given[0].detach().flatten(2), heat.detach().flatten(2)
 
-        def keep_clouds(module, given):
-            self.clouds = given[0]
-
-        hooks = [model.heat.register_forward_hook(keep)]
-        return [*hooks, model.register_forward_pre_hook(keep_clouds)]
+        return [model.heat.register_forward_hook(keep)]
 
     def _parse_model_output(self, model_output):
         outputs = []
-        said = zip(model_output, self.clouds, self.trunk, self.heat, strict=True)
-        for one, cloud, trunk, heat in said:
+        for one, trunk, heat in zip(model_output, self.trunk, self.heat, strict=True):
             at = one["cells"]
-            logits, features = heat[:, at].T, {"trunk": trunk[:, at].T}
-            found = one["boxes"], one["scores"], one["labels"]
-            points = count_points(to_mmdet3d(found[0], "lidar"), cloud)
-            about = {"logits": logits, "features": features, "points": points}
-            outputs.append(Detection3DOutput(*found, **about))
+            about = {"logits": heat[:, at].T, "features": {"trunk": trunk[:, at].T}}
+            outputs.append(Detection3DOutput(one["boxes"], one["scores"], one["labels"], **about))
         return outputs
 
 

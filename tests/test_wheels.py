@@ -1,5 +1,6 @@
 """Installed from wheels, as a user installs them, the distributions work together and apart."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -20,18 +21,20 @@ from ml_debugger.evaluator.evaluator import Evaluator
 from ml_debugger.monitoring import MonitoringLogger
 from ml_debugger.training import TrainingTracer
 
-for facade, name in (
-    (training, "ClassificationTracer"),
-    (monitoring, "ClassificationLogger"),
-    (data_filter, "ClassificationDataFilter"),
-):
-    assert name not in dir(facade), name
-    try:
-        getattr(facade, name)
-    except TaskNotInstalledError as error:
-        assert "pip install ml-debugger-classification" in str(error), error
-    else:
-        raise AssertionError(name)
+for facade, suffix in ((training, "Tracer"), (monitoring, "Logger"), (data_filter, "DataFilter")):
+    for prefix, distribution in (
+        ("Classification", "ml-debugger-classification"),
+        ("ObjectDetection", "ml-debugger-detection2d"),
+        ("ObjectDetection3D", "ml-debugger-detection3d"),
+    ):
+        name = prefix + suffix
+        assert name not in dir(facade), name
+        try:
+            getattr(facade, name)
+        except TaskNotInstalledError as error:
+            assert str(error).endswith(f"pip install {distribution}"), error
+        else:
+            raise AssertionError(name)
 assert core.__version__
 assert issubclass(data_filter.CommonDataFilter, core.Tracer)
 print("done")
@@ -173,12 +176,18 @@ with MiddleTracer(model, "middle", "v1", ground_truth_provider=truths) as tracer
 for overlap in ("bev", "3d", "distance"):
     result = Evaluator("middle", "v1").request_evaluation(options={"overlap": overlap})
     assert len(result.samples()) == 60 and len(result.truths()) == 60
-try:
-    ObjectDetection3DTracer(torch.nn.Linear(2, 2), "linear", "v1")
-except UnsupportedModelError as error:
-    assert "MMDetection3D" in str(error), error
-else:
-    raise AssertionError
+
+vendored = type("VoxelNet", (torch.nn.Linear,), {"__module__": "mmdet3d.models.detectors.voxelnet"})
+for model, advice in (
+    (torch.nn.Linear(2, 2), "known are MMDetection3D"),
+    (vendored(2, 2), "mmdet3d is not installed: install mmcv, "),
+):
+    try:
+        ObjectDetection3DTracer(model, "linear", "v1")
+    except UnsupportedModelError as error:
+        assert advice in str(error), error
+    else:
+        raise AssertionError
 print("done")
 """
 
@@ -234,8 +243,15 @@ def test_detection3d_needs_no_family_of_detectors(make_environment, tmp_path):
     environment = make_environment("ml-debugger-detection3d")
     installed = set(environment.has())
     others = {"ml-debugger-classification", "ml-debugger-detection2d"}
-    assert not {*others, "torchvision", "mmdet3d", "mmdet", "mmcv"} & installed
+    families = {"torchvision", "mmdet3d", "mmdet", "mmcv", "mmengine"}
+    assert not {*others, *families, "shapely"} & installed
     runs(environment, DETECTION_3D, tmp_path)
+    readme = (ROOT / "packages" / "detection3d" / "README.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    variables = {"MLD_HOME": str(tmp_path / "readme"), "COLUMNS": "120"}
+    environment.run("-W", "error", "-c", example, **variables)
+    printed = environment.run(environment.folder / "bin" / "ml-debugger", "results", **variables)
+    assert "my_detector" in printed
 
 
 def test_a_third_party_task(make_environment, wheels, tmp_path):

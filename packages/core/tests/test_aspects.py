@@ -128,7 +128,7 @@ def test_a_unit_is_answered_for_by_itself():
 
 def test_what_is_not_finite_in_the_statistics_says_nothing():
     observations, target, asked = made()
-    observations.statistics[::7, 0] = np.nan
+    observations.statistics[::7, 0] = observations.statistics[:, 1] = np.nan
     model, found = ErrorModel.fit(observations, target, asked=asked)
     assert np.isfinite(found.error_proba).all()
     assert np.isfinite(found.answers.kinds).all()

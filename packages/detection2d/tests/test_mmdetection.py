@@ -22,6 +22,7 @@ from ml_debugger.object_detection.adapters.mmdetection_dense import (
 )
 from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import Detections, NMSConfig
+from ml_debugger.training import ObjectDetectionTracer
 
 from .adapter_contract import AdapterContract, noted, rows_of
 
@@ -573,7 +574,22 @@ def test_refuses_suppression_that_changes_scores() -> None:
 def test_changes_the_settings_of_one_model_only() -> None:
     config = configuration(TestRetinaNet.config, TestRetinaNet.changes)
     one, other = built(config), built(config)
-    ALL[1].apply_nms(one, TestRetinaNet.stricter)
-    assert ALL[1].nms(one) == TestRetinaNet.stricter
-    assert ALL[1].nms(other).max_detections_per_image == 20
-    assert config.test_cfg.max_per_img == 20
+    with ObjectDetectionTracer(one, "m", "v", **TestRetinaNet.stricter.model_dump()):
+        assert ALL[1].nms(one) == TestRetinaNet.stricter
+        assert ALL[1].nms(other).max_detections_per_image == 20
+        assert config.test_cfg.max_per_img == 20
+
+
+@pytest.mark.parametrize("kind", [TestFasterRCNN, TestRetinaNet])
+def test_the_very_settings_come_back(kind: Any) -> None:
+    model: Any = kind().build()
+    head = model.roi_head if kind is TestFasterRCNN else model.bbox_head
+    own, before = head.test_cfg, deepcopy(head.test_cfg)
+    first = ObjectDetectionTracer(model, "m", "v", iou_thresh=0.1)
+    head.test_cfg.max_per_img = 9
+    second = ObjectDetectionTracer(model, "m", "v", iou_thresh=0.2, score_thresh=0.9)
+    first.close()
+    assert head.test_cfg.nms.iou_threshold == 0.2
+    second.close()
+    assert head.test_cfg is own
+    assert own == {**before, "max_per_img": 9}

@@ -11,13 +11,14 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.object_detection.adapters.base import DetectionAdapter
 from ml_debugger.object_detection.adapters.torchvision_dense import (
     TorchvisionFCOS,
     TorchvisionRetinaNet,
     TorchvisionSSD,
 )
-from ml_debugger.object_detection.adapters.torchvision_rcnn import TorchvisionRCNN, as_computed
+from ml_debugger.object_detection.adapters.torchvision_rcnn import TorchvisionRCNN
 from ml_debugger.object_detection.linking import link
 from ml_debugger.object_detection.output import Detections, NMSConfig
 

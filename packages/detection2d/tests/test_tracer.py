@@ -422,6 +422,20 @@ def test_two_tracers_of_one_model_give_its_settings_back_in_any_order():
     assert model.roi_heads.score_thresh == 0.3
 
 
+def test_only_what_was_lent_is_taken_back():
+    model = small.faster_rcnn()
+    heads = model.roi_heads
+    first = ObjectDetectionTracer(model, "m", "v", score_thresh=0.4)
+    heads.detections_per_img = 9
+    second = ObjectDetectionTracer(model, "m", "v", iou_thresh=0.1)
+    first.close()
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.3, 0.1, 9)
+    heads.score_thresh = 0.2
+    second.close()
+    assert (heads.score_thresh, heads.detections_per_img) == (0.2, 9)
+    assert heads.nms_thresh == small.faster_rcnn().roi_heads.nms_thresh
+
+
 def test_settings_come_back_where_giving_them_fails():
     class Failing(ObjectDetectionTracer):
         def _apply_nms_config(self, model: nn.Module, nms_config: NMSConfig) -> None:

@@ -17,7 +17,6 @@ from ml_debugger.object_detection_3d.output import (
     HeadRows,
     NMSConfig,
 )
-from ml_debugger.object_detection_3d.points import count_points
 
 CLASSES = 3
 CELLS, REACH = 16, 8.0  # of a metre each
@@ -152,7 +151,6 @@ class PillarAdapter(DetectionAdapter):
     def parse(self, model: Any, output: Any, calls: Calls, config: NMSConfig) -> list[FrameOutput]:
         said, codes = (calls[name][-1].output.detach() for name in ("classes", "boxes"))
         maps = calls["classes"][-1].args[0].detach()
-        given = calls["model"][-1].args[0]
         found = []
         for number, one in enumerate(output):
             logits, scores, boxes = model.decoded(said[number], codes[number])
@@ -164,8 +162,7 @@ class PillarAdapter(DetectionAdapter):
                 features=lambda rows, vectors=vectors: {"cell": vectors[rows]},
             )  # fmt: skip
             seen = Detections(one["boxes"].detach(), one["scores"].detach(), one["labels"].detach())
-            points = count_points(seen.boxes, given[number])
-            found.append(FrameOutput(seen, rows, "lidar", points))
+            found.append(FrameOutput(seen, rows, "lidar"))
         return found
 
     @override

@@ -21,6 +21,7 @@ from ml_debugger.data_filter import ObjectDetection3DDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.monitoring import ObjectDetection3DLogger
 from ml_debugger.object_detection_3d.adapters import FAMILIES
+from ml_debugger.object_detection_3d.frames import Frame
 from ml_debugger.object_detection_3d.output import Detection3DOutput
 from ml_debugger.training import ObjectDetection3DTracer
 
@@ -111,6 +112,27 @@ def parsed(b: Bench, output: Any) -> Any:
         return tracer(b.clouds, None, [1, 2])
 
 
+def placed(b: Bench, at: float, where: Frame) -> Any:
+    """Trace a model that no adapter knows, and that sees a box at a place."""
+
+    class Own(ObjectDetection3DTracer):
+        frame = where
+
+        @staticmethod
+        def detect(model: nn.Module) -> bool:
+            return True
+
+        def _get_n_class(self, model: nn.Module) -> int:
+            return 1
+
+        def _parse_model_output(self, model_output: Any) -> Any:
+            box = torch.tensor([[0, at, 0, 4, 2, 1.5, 0.3]], dtype=torch.float64)
+            return [Detection3DOutput(box, torch.ones(1), torch.zeros(1).long())]
+
+    with new(b, Own, model=nn.Identity(), model_name=where) as tracer:
+        return tracer(b.clouds[:1], None, [1])
+
+
 def changing(b: Bench) -> Any:
     """Trace a model that moves its boxes after its head."""
 
@@ -158,7 +180,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], Any, str]] = {
     "a provider that gives nothing": (lambda b: new(b, ground_truth_provider=3), ValueError, "ground_truth_provider"),
     "a provider that was not made": (lambda b: new(b, ground_truth_provider=dict), ValueError, "make one"),
     "frames without truth": (lambda b: provided(b, {"1": frame()}), ValueError, "1 of 2 ids: '2'"),
-    "a provider by numbers": (lambda b: provided(b, {1: frame(), 2: frame()}), ValueError, "as text"),
+    "a provider by numbers": (lambda b: new(b, ground_truth_provider={1: frame()}), ValueError, "key 1, a int.*as text"),
     "a provider of something else": (lambda b: provided(b, {"1": 3, "2": 4}), ValueError, "ground_truth"),
     # the call
     "an id too few": (lambda b: call(b, input_ids=[1]), ValueError, "1 input_ids for a batch of 2"),
@@ -181,6 +203,11 @@ CASES: dict[str, tuple[Callable[[Bench], Any], Any, str]] = {
     "a box that is not finite": (lambda b: truth(b, frame([[1.0, 2, np.nan, 4, 2, 1, 0]])), ValueError, "finite"),
     "flags of another number": (lambda b: truth(b, frame(ignored=[0, 1])), ValueError, "ignored"),
     "a frame that does not exist": (lambda b: truth(b, frame(frame="radar")), ValueError, "lidar"),
+    "boxes of a map": (lambda b: truth(b, frame([[5e5, 5.5e6, 0, 4, 2, 1, 0]])), ValueError, "Subtract"),
+    "a class of KITTI that it lacks": (
+        lambda b: truth(b, {"label": "", "calibration": {}, "classes": ["car"]}), ValueError, "did you mean 'Car'"),
+    "a class of nuScenes that it lacks": (
+        lambda b: truth(b, {"annotations": [], "classes": ["Car"]}), ValueError, "did you mean 'car'"),
     "boxes of another frame": (lambda b: truth(b, frame(frame="camera")), ValueError, "'camera'.*'lidar'"),
     "KITTI without a calibration": (lambda b: truth(b, {"label": "", "classes": ["Car"]}), ValueError, "label"),
     # a parser of one's own
@@ -190,6 +217,7 @@ CASES: dict[str, tuple[Callable[[Bench], Any], Any, str]] = {
     "outputs of eight numbers": (lambda b: parsed(b, [output(width=8)] * 2), TypeError, r"\(n, 7\) or \(n, 9\)"),
     "outputs with points of another number": (lambda b: parsed(b, [output(points=torch.ones(3))] * 2), TypeError, "points"),
     "outputs with a logit too many": (lambda b: parsed(b, [output(logits=torch.ones(3, 2))] * 2), TypeError, "logits"),
+    "outputs on a map far from its origin": (lambda b: placed(b, 5.5e6, "global"), ValueError, "Subtract"),
     # evaluations and queries
     "an overlap that does not exist": (lambda b: evaluate(b, overlap="giou"), ValueError, "overlap"),
     "a column that is no estimate": (lambda b: query(b, {"target_column": "score"}), ValueError, "target_column"),
@@ -230,6 +258,16 @@ def test_says_what_is_wrong_and_records_nothing(name: str, bench: Bench) -> None
     after = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in bench.model.modules()]
     assert after == hooks
     assert bench.model.score_thresh == settings.score_thresh
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("at", [5.5e6, 1e30, np.inf, np.nan])
+def test_a_diverged_model_is_recorded(at: float, bench: Bench) -> None:
+    places: list[Frame] = ["lidar"] if np.isfinite(at) else ["lidar", "global"]
+    before = bench.rows()
+    for where in places:
+        placed(bench, at, where)
+    assert bench.rows() > before
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.object_detection_3d.frames import (
+    camera_axes,
     from_kitti,
     from_mmdet3d,
     from_nuscenes,
     moved,
     moved_back,
     pose,
+    refuse_far,
     to_kitti,
     to_mmdet3d,
     to_nuscenes,
@@ -169,6 +171,22 @@ def test_a_car_ahead_of_a_camera():
     same(from_kitti(np.array(kitti), STRAIGHT), expected[:, :7], 1e-12)
 
 
+@pytest.mark.filterwarnings("ignore")
+@given(many(), st.floats(-pi, pi), st.tuples(place, place, place))
+def test_nuscenes_in_a_camera_is_what_mmdet3d_has(boxes, heading, at):
+    """A level camera on a map: `Box3DMode` moves the boxes, and converters turn velocities so."""
+    structures: Any = pytest.importorskip("mmdet3d.structures", exc_type=ImportError)
+    vehicle = pose([np.cos(heading / 2), 0, 0, np.sin(heading / 2)], at)
+    camera = vehicle @ pose([0.5, -0.5, 0.5, -0.5], [1.7, 0.1, 1.5])
+    found = from_nuscenes(*to_nuscenes(boxes), camera @ camera_axes())
+    modes, given = structures.Box3DMode, torch.from_numpy(to_mmdet3d(boxes, "lidar"))
+    moving = torch.linalg.inv(camera)
+    theirs = modes.convert(given[:, :7], modes.LIDAR, modes.CAM, moving, correct_yaw=True)
+    speed = torch.nn.functional.pad(given[:, 7:], (0, 1)) @ moving[:3, :3].T
+    expected = from_mmdet3d(torch.cat([theirs, speed[:, 0::2]], 1), "camera")
+    same(found, expected.numpy())
+
+
 def test_velocity_turns_with_the_frame():
     """The vehicle looks north; what drives north on the map drives to its front."""
     north = pose([np.sqrt(0.5), 0, 0, np.sqrt(0.5)], [100, 200, 0])
@@ -205,8 +223,16 @@ def test_whole_numbers_become_fractions():
         (lambda: from_kitti(np.zeros((1, 7)), np.linalg.inv(STRAIGHT)), "60 degrees"),
         (lambda: moved(np.zeros((1, 7)), STRAIGHT), "60 degrees.*direction"),
         (lambda: pose([0, 0, 0, 0], [0, 0, 0]), "no quaternion"),
+        (lambda: refuse_far(torch.tensor([[0, -16384.0, 0, 1, 1, 1, 0]])), "origin of the map"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_what_float32_resolves_is_let_through():
+    near = [16383.9, 0, 0, 4, 2, 1, 0]
+    diverged = [np.nan, np.inf, 0, 4, 2, 1, 0]
+    refuse_far(torch.tensor([near, diverged], dtype=torch.float64))
+    refuse_far(torch.zeros(0, 9))

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_debugger.core.errors import InputError
-from ml_debugger.object_detection_3d.frames import pose, to_kitti, to_mmdet3d, to_nuscenes
+from ml_debugger.object_detection_3d.frames import (
+    from_mmdet3d,
+    pose,
+    to_kitti,
+    to_mmdet3d,
+    to_nuscenes,
+)
 from ml_debugger.object_detection_3d.ground_truth import read_ground_truth
 
 CLASSES = ["Pedestrian", "Cyclist", "Car"]
@@ -193,6 +199,73 @@ def test_objects_that_kitti_does_not_count_are_ignored():
     assert third.boxes[0, 6].item() == pytest.approx(-pi / 2 - 0.1, abs=0.02)
 
 
+def test_labels_of_kitti_for_a_camera():
+    car = "Car 0 0 0 0 0 0 0 1.5 1.6 4 1 1.6 10 0.1"
+    entry = {"label": car, "classes": CLASSES, "frame": "camera"}
+    raw = [[1, 1.6, 10, 4, 1.5, 1.6, 0.1]]  # as CameraInstance3DBoxes has it
+    for more in ({}, {"calibration": CALIBRATION}):
+        (truth,) = read_ground_truth([entry | more], 1)
+        assert truth.frame == "camera"
+        np.testing.assert_allclose(truth.boxes, from_mmdet3d(np.array(raw), "camera"), atol=1e-6)
+
+
+def test_what_else_is_in_files_of_kitti():
+    """Blank lines, the time of calibration, and the names that the tracking benchmark has."""
+    car = "Car 0 0 0 0 0 0 0 1.5 1.6 4 1 1.6 10 0.1"
+    labels = [car, f"\n{car}\n\n \n", [car.split(), []]]
+    tracking = CALIBRATION.replace("R0_rect:", "R_rect").replace("Tr_velo_to_cam:", "Tr_velo_cam")
+    calibrations = [CALIBRATION, f"calib_time: 09-Jan-2012 13:57:47\n{CALIBRATION}\n", tracking]
+    calibrations.append({"R_rect": RECTIFY, "Tr_velo_cam": VELODYNE})
+    found = [
+        read_ground_truth([{"label": one, "calibration": other, "classes": CLASSES}], 1)[0]
+        for one in labels
+        for other in calibrations
+    ]
+    for truth in found:
+        torch.testing.assert_close(truth.boxes, found[0].boxes, atol=1e-5, rtol=0)
+        assert truth.labels.tolist() == [2]
+
+
+#: A camera that looks ahead from 1.5 m above the vehicle's origin.
+CAMERA = {
+    "rotation": [0.5, -0.5, 0.5, -0.5],
+    "translation": [0, 0, 1.5],
+    "camera_intrinsic": [[1000, 0, 800], [0, 1000, 450], [0, 0, 1]],
+}
+
+
+def test_annotations_of_nuscenes_for_a_camera():
+    """Of a camera is what is in its image; where that is not known, what is in front of it."""
+    at = {"rotation": [1, 0, 0, 0], "translation": [0, 0, 0]}
+    car = {"size": [2, 4, 1.5], "rotation": [1, 0, 0, 0], "category_name": "vehicle.car"}
+    places = [[20, 3, 1], [-20, 3, 1], [20, 40, 1], [20, 17.5, 1], [20, 0, 40], [0.5, 0, 1]]
+    entry = {
+        "annotations": [{**car, "translation": one, "velocity": (5, 1, 0)} for one in places],
+        "classes": ["car"],
+        "ego_pose": at,
+        "calibrated_sensor": CAMERA,
+    }
+    (ahead,) = read_ground_truth([entry], 1)
+    assert ahead.frame == "camera"
+    expected = torch.tensor([20, 3, -0.5, 4, 2, 1.5, 0, 5, 1])
+    torch.testing.assert_close(ahead.boxes[0], expected, atol=1e-5, rtol=0)
+    assert len(ahead) == 5
+    (seen,) = read_ground_truth([{**entry, "image_size": (1600, 900)}], 1)
+    # the fourth is cut by the image's edge, and the last reaches behind the camera
+    np.testing.assert_allclose(seen.boxes[:, :2], [[20, 3], [20, 17.5], [0.5, 0]], atol=1e-5)
+
+
+def test_velocities_are_any_rows():
+    one = {"translation": [1, 2, 3], "size": [2, 4, 1.5], "rotation": [1, 0, 0, 0]}
+    one["category_name"] = "vehicle.car"
+    given = [np.array([1.0, 2, 0]), torch.tensor([3.0, 4]), [0, 0], (None, None), None]
+    given.append(np.full(3, np.nan))  # what nuScenes' box_velocity gives where there is none
+    annotations = [{**one, "velocity": each} for each in given]
+    (truth,) = read_ground_truth([{"annotations": annotations, "classes": ["car"]}], 1)
+    assert truth.boxes[:3, 7:].tolist() == [[1, 2], [3, 4], [0, 0]]
+    assert truth.boxes[3:, 7:].isnan().all()
+
+
 def test_objects_that_no_point_hit_are_ignored():
     one = {"translation": [1, 2, 3], "size": [2, 4, 1.5], "rotation": [1, 0, 0, 0]}
     hit = [
@@ -200,11 +273,12 @@ def test_objects_that_no_point_hit_are_ignored():
         {**one, "category_name": "car", "num_lidar_pts": 0, "num_radar_pts": 0},
         {**one, "category_name": "car", "num_lidar_pts": 0, "num_radar_pts": 2},
         {**one, "category_name": "car"},
+        {**one, "category_name": "car", "num_lidar_pts": -1, "num_radar_pts": 1},
     ]
     (truth,) = read_ground_truth([{"annotations": hit, "classes": ["truck", "car"]}], 1)
-    assert truth.labels.tolist() == [1, 1, 1, 1]
-    assert truth.ignored.tolist() == [False, True, False, False]
-    assert truth.points.tolist() == [3, 0, 0, -1]
+    assert truth.labels.tolist() == [1, 1, 1, 1, 1]
+    assert truth.ignored.tolist() == [False, True, False, False, False]
+    assert truth.points.tolist() == [3, 0, 0, -1, -1]
     assert truth.boxes[0].tolist() == [1, 2, 3, 4, 2, 1.5, 0, 1, 2]
     assert truth.boxes[3, 7:].isnan().all()
     assert truth.frame == "global"
@@ -212,6 +286,8 @@ def test_objects_that_no_point_hit_are_ignored():
 
 BOX = [0, 0, 0, 4, 2, 1, 0]
 CAR_LINE = "Car 0 0 0 0 0 0 0 1.5 1.6 4 1 1.6"
+CAR = {"translation": [1, 2, 3], "size": [2, 4, 1.5], "rotation": [1, 0, 0, 0]}
+CAR["category_name"] = "vehicle.car"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +301,7 @@ CAR_LINE = "Car 0 0 0 0 0 0 0 1.5 1.6 4 1 1.6"
         ([([BOX[:6]], [1])], r"frame 0: boxes have shape \(1, 6\); expected \(n, 7\)"),
         ([([[0, 0, 0, 4, -2, 1, 0]], [1])], "side below 0"),
         ([([[0, 0, np.nan, 4, 2, 1, 0]], [1])], "must be finite"),
+        ([([[16384, 0, 0, 4, 2, 1, 0]], [1])], r"\(16384, 0, 0\) m; .* float32.*Subtract"),
         ([([BOX], [-1])], "from 0"),
         ([([BOX], [0.5])], "whole numbers"),
         ([{"boxes": [BOX]}], "missing 'labels'"),
@@ -241,7 +318,40 @@ CAR_LINE = "Car 0 0 0 0 0 0 0 1.5 1.6 4 1 1.6"
             [{"label": CAR_LINE, "calibration": CALIBRATION, "classes": CLASSES}],
             "line 0 of the label.*at least 14",
         ),
+        (
+            [{"label": "", "calibration": CALIBRATION, "classes": ["car"]}],
+            r"KITTI has no class 'car' \(did you mean 'Car'\?\); it has Car, Cyclist, Misc",
+        ),
+        ([{"label": "", "classes": CLASSES}], "missing 'calibration'"),
+        (
+            [{"label": "", "classes": CLASSES, "frame": "ego"}],
+            "'ego'; expected 'lidar' or 'camera'",
+        ),
+        (
+            [{"label": "", "calibration": "R0_rect: 1 x", "classes": []}],
+            "line 'R0_rect: 1 x'; expected numbers after R0_rect",
+        ),
         ([{"annotations": [{}], "classes": []}], "missing 'translation'"),
+        ([{"annotations": [], "classes": ["Car"]}], r"nuScenes has no class 'Car' .*'car'\?"),
+        (
+            [{"annotations": [], "classes": ["car", "van"], "categories": ["VAN", "suv"]}],
+            r"the list of 'categories' has no class 'van' \(did you mean 'VAN'",
+        ),
+        (
+            [{"annotations": [{**CAR, "velocity": -1}], "classes": ["car"]}],
+            "velocity is -1; expected vx, vy",
+        ),
+        (
+            [
+                {
+                    "annotations": [],
+                    "classes": ["car"],
+                    "ego_pose": EGO,
+                    "calibrated_sensor": {**CAMERA, "camera_intrinsic": [1, 2]},
+                }
+            ],
+            r"camera_intrinsic has shape \(2,\)",
+        ),
         ([{"annotations": [], "classes": [], "ego_pose": EGO}], "missing 'calibrated_sensor'"),
     ],
 )

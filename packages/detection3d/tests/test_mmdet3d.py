@@ -100,22 +100,6 @@ def test_keeps_no_graph(name: str) -> None:
         assert torch.equal(frame.seen.scores, same.seen.scores)
 
 
-@each_family
-def test_counts_the_points_of_a_box(name: str) -> None:
-    from mmcv.ops import points_in_boxes_cpu
-
-    given = raw(FAMILIES[name])["inputs"].get("points", [None, None])
-    for frame, cloud in zip(traced(name).frames, given, strict=True):
-        if cloud is None:
-            assert frame.points is None
-            continue
-        boxes = frame.seen.boxes[:, :7].contiguous()
-        inside = points_in_boxes_cpu(cloud[None, :, :3].contiguous(), boxes[None])
-        assert frame.points is not None
-        assert torch.equal(frame.points, inside[0].sum(0).long())
-        assert frame.points.sum() > 0
-
-
 # What the head said
 
 
@@ -229,6 +213,9 @@ def test_counts_the_frames_of_an_input(name: str) -> None:
     assert run.adapter.images([torch.zeros(5, 4)] * 3) == 3
     assert run.adapter.images(torch.zeros(5, 4)) == 1
     assert run.adapter.images(None) is None
+    assert run.adapter.images(run.model.data_preprocessor(data, False)["inputs"]) == 2
+    assert run.adapter.images({"img": torch.zeros(3, 8, 8)}) == 1
+    assert run.adapter.images({"img": torch.zeros(4, 3, 8, 8)}) == 4
 
 
 def test_the_users_own_hooks_run_once() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection_3d.adapters.mmdetection3d_ops import require_ops
+from ml_debugger.training import ObjectDetection3DTracer
 
 from .mmdetection3d_models import FAMILIES, Family, built, configuration, raw
 from .mmdetection3d_runs import QUIET, each_family, traced
@@ -37,7 +38,7 @@ NEEDS_GPU = {
 def test_names_the_operator(config: str) -> None:
     model = built(configuration(config, pretrained(config)))
     with pytest.raises(UnsupportedModelError, match=f"on a CPU: .* calls {NEEDS_GPU[config]}"):
-        require_ops(model)
+        ObjectDetection3DTracer(model, "m", "v")
     # wherever else its weights are, the model may have it
     require_ops(model.to("meta"))
 

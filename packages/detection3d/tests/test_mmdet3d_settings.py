@@ -1,13 +1,21 @@
 """Settings of MMDetection3D's detectors are read, lent and given back."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from ml_debugger.core.detection.settings import lend
 from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.object_detection_3d.adapters.base import DetectionAdapter
 from ml_debugger.object_detection_3d.link import link
 from ml_debugger.object_detection_3d.output import NMSConfig
+from ml_debugger.training import ObjectDetection3DTracer
 
+from .mmdetection3d_models import FAMILIES, built, configuration
 from .mmdetection3d_runs import (
     QUIET,
     assert_same,
@@ -49,6 +57,12 @@ STRICTER = {
 }
 
 
+def lent(model: Any, adapter: DetectionAdapter, **wishes: float) -> Callable[[], None]:
+    """Lend a model settings as a tracer does; return what takes them back."""
+    own = adapter.nms(model)
+    return lend(model, own, NMSConfig(**wishes), adapter.apply_nms, adapter.shared(model))
+
+
 @each_family
 def test_settings_have_an_effect_and_are_restored(name: str) -> None:
     run = traced(name)
@@ -57,13 +71,13 @@ def test_settings_have_an_effect_and_are_restored(name: str) -> None:
     own = dict(head.test_cfg), str(model.test_cfg), getattr(head.bbox_coder, "score_threshold", 0)
     assert STRICTER[name].keys() == old.model_dump(exclude_none=True).keys()
     for setting, value in STRICTER[name].items():
-        adapter.apply_nms(model, NMSConfig(**{setting: value}))
+        give_back = lent(model, adapter, **{setting: value})
         assert adapter.nms(model) == old.model_copy(update={setting: value})
         assert str(model.test_cfg) == own[1]  # other models may share it
         try:
             _, _, frames = read(model, adapter, name)
         finally:
-            adapter.apply_nms(model, old)
+            give_back()
         assert any(len(frame.seen) for frame in frames)
         for frame in frames:
             link(frame.seen, rows_of(frame))
@@ -104,7 +118,6 @@ def test_nothing_seen(name: str) -> None:
     for frame in frames:
         assert frame.seen.boxes.shape == (0, traced(name).frames[0].seen.boxes.shape[1])
         assert link(frame.seen, rows_of(frame)).shape == (0,)
-        assert frame.points is None or frame.points.shape == (0,)
 
 
 def test_a_score_below_that_of_the_configuration() -> None:
@@ -132,3 +145,64 @@ def test_two_thresholds_that_differ() -> None:
     adapter.apply_nms(model, old)
     assert adapter.nms(model) == old
     assert model.pts_bbox_head.bbox_coder.score_threshold == 0.1
+
+
+@pytest.mark.parametrize("name", [name for name, some in STRICTER.items() if some])
+def test_the_very_settings_come_back(name: str) -> None:
+    model = smaller(name)
+    head = head_of(model)
+    own = head.test_cfg
+    # as they are built, the head reads what the model has
+    assert own is (model.test_cfg.pts if hasattr(model, "pts_bbox_head") else model.test_cfg)
+    before = deepcopy(own)
+    first = ObjectDetection3DTracer(model, "m", "v", score_thresh=0.99)
+    second = ObjectDetection3DTracer(model, "m", "v", **STRICTER[name])
+    assert head.test_cfg is not own
+    assert own == before
+    first.close()
+    assert second.nms_config.score_thresh == STRICTER[name]["score_thresh"]
+    second.close()
+    assert head.test_cfg is own
+    assert own == before
+
+
+def test_settings_of_a_model_that_was_traced_can_be_changed() -> None:
+    model = smaller("PointPillars")
+    with ObjectDetection3DTracer(model, "m", "v", score_thresh=0.9):
+        pass
+    model.test_cfg.max_num = 2
+    assert [len(one.pred_instances_3d) for one in predicted(model, "PointPillars")] == [2, 2]
+
+
+def test_what_was_not_lent_stays_as_the_user_sets_it_meanwhile() -> None:
+    model = smaller("PointPillars")
+    head, own = model.bbox_head, model.bbox_head.test_cfg
+    first = ObjectDetection3DTracer(model, "m", "v", score_thresh=0.9)
+    head.test_cfg.max_num = 9
+    head.test_cfg.mine = 1
+    del head.test_cfg.min_bbox_size
+    model.test_cfg.nms_pre = 50  # the user's own, which the head does not read now
+    second = ObjectDetection3DTracer(model, "m", "v", max_detections_per_frame=3)
+    second.close()
+    assert head.test_cfg.max_num == 9
+    first.close()
+    assert head.test_cfg is own
+    assert (own.score_thr, own.max_num, own.nms_pre, own.mine) == (0.85, 9, 50, 1)
+    assert "min_bbox_size" not in own
+
+
+def test_settings_that_the_user_puts_in_place_of_ours_stay() -> None:
+    model = smaller("PointPillars")
+    mine = deepcopy(model.bbox_head.test_cfg)
+    with ObjectDetection3DTracer(model, "m", "v", score_thresh=0.9):
+        model.bbox_head.test_cfg = mine
+    assert model.bbox_head.test_cfg is mine
+
+
+def test_models_of_one_configuration_do_not_share_what_is_lent() -> None:
+    family = FAMILIES["PointPillars"]
+    config = configuration(family.config, family.changes)
+    one, other = built(config), built(config)
+    with ObjectDetection3DTracer(one, "m", "v", score_thresh=0.9, max_detections_per_frame=3):
+        assert one.bbox_head.test_cfg.max_num == 3
+        assert other.bbox_head.test_cfg.max_num == config.test_cfg.max_num == 40

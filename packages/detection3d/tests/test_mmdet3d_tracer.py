@@ -102,10 +102,60 @@ def test_settings_are_lent_and_given_back() -> None:
     assert model.bbox_head.test_cfg == before
 
 
-def test_what_needs_a_gpu_is_refused_at_once() -> None:
-    config = "second/second_hv_secfpn_8xb6-80e_kitti-3d-3class"
-    with pytest.raises(UnsupportedModelError, match="get_indice_pairs"):
-        ObjectDetection3DTracer(built(configuration(config)), "m", "v")
+HEADS = {
+    "PointPillars": ({"bbox_head.use_direction_classifier": False}, "Anchor3DHead", "use_direc"),
+    "FCOS3D": ({"bbox_head.use_direction_classifier": False}, "FCOSMono3DHead", "use_direc"),
+    "PointPillars, levels": ({"pts_bbox_head.type": "OwnHead"}, "Anchor3DHead", "forward_single"),
+    "SSN": ({"pts_bbox_head.type": "OwnHead"}, "ShapeAwareHead", "forward_single"),
+    "CenterPoint": ({"pts_bbox_head.type": "OwnHead"}, "CenterHead", "predict_by_feat"),
+    "PGD": ({"bbox_head.type": "OwnHead"}, "PGDHead", "predict_by_feat"),
+    "SMOKE": ({"bbox_head.type": "OwnHead"}, "SMOKEMono3DHead", "_decode_heatmap"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_differs_is_named_and_how(name: str) -> None:
+    from mmdet3d.registry import MODELS
+
+    family, (change, owner, what) = FAMILIES[name], HEADS[name]
+    theirs = MODELS.get(owner)
+
+    def otherwise(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(theirs, what)(self, *args, **kwargs)
+
+    own = type("OwnHead", (theirs,), {what: otherwise})
+    MODELS.register_module(module=own, force=True)
+    model = built(configuration(family.config, {**family.changes, **change}))
+    head = type(model.pts_bbox_head if hasattr(model, "pts_bbox_head") else model.bbox_head)
+    said = rf"its head \({head.__name__}\) differs from the {owner} that is known in {what}"
+    with pytest.raises(UnsupportedModelError, match=said):
+        ObjectDetection3DTracer(model, "m", "v")
+
+
+def of_half(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model whose weights are in half precision, and its loader's batch."""
+    data = raw(FAMILIES[name])
+    data["inputs"] = {key: [one.half() for one in some] for key, some in data["inputs"].items()}
+    return smaller(name).half(), data
+
+
+@pytest.mark.parametrize(
+    ("name", "autocast"),  # on a CPU other models fail themselves: MMCV suppresses no boxes there
+    [("CenterPoint, circles", True), ("CenterPoint, circles", False), ("SMOKE", True)],
+)
+def test_half_precision(name: str, autocast: bool) -> None:
+    model, data = (smaller(name), raw(FAMILIES[name])) if autocast else of_half(name)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=autocast):
+        bare = model.test_step(data)
+        assert len(tensors(bare)[0]) > 20
+        with ObjectDetection3DTracer(model, "m", "v") as tracer:
+            output = tracer(data, None, ["a", "b"])
+    assert_same(output, bare)
+    columns, counts, _ = stored()
+    assert counts == [len(one) for one in tensors(bare)[::3]]
+    scores = torch.from_numpy(columns["score"])
+    assert torch.equal(scores, torch.cat(tensors(bare)[1::3]).float())
+    assert (columns["cell_row"] >= 0).all()
 
 
 def test_boxes_of_another_class_than_the_familys_are_refused() -> None:

@@ -23,8 +23,8 @@ from ml_debugger.object_detection_3d.statistics import (
     statistics,
 )
 
-from .test_matching import above
-from .test_matching import iou as slow_iou
+from .slow_matching import above
+from .slow_matching import iou as slow_iou
 
 
 def scene(seed, rows=12, labels=3, visible=4, width=7):

@@ -117,7 +117,12 @@ def test_a_detector_of_no_family_by_the_documented_methods():
     model, given, output = trace(kind=OwnTracer, target_layers={"map": "features"})
     columns, counts = stored()
     assert counts.tolist() == [len(one["boxes"]) for one in output]
-    assert set(columns["predicted/points"]) == set(columns["predicted/cell_row"]) == {-1}
+    assert set(columns["predicted/cell_row"]) == {-1}
+    assert (columns["predicted/points"] >= 0).all()
+    numbers = dict(zip(NAMES, columns["predicted/statistics"].T, strict=True))
+    alone = ("log_length", "log_distance", "side_on", "log_points", "boxes_in_frame", "shadow")
+    assert all(np.isfinite(numbers[name]).all() for name in alone)
+    assert np.isnan(numbers["candidates"]).all()  # which only an adapter knows
     assert "predicted/logits" not in columns
     with torch.no_grad():
         maps = model.features(torch.stack([small.scatter(one) for one in given]))

@@ -14,7 +14,6 @@ from ml_debugger.object_detection_3d.adapters.base import Calls, DetectionAdapte
 from ml_debugger.object_detection_3d.clouds import count_frames
 from ml_debugger.object_detection_3d.frames import to_mmdet3d
 from ml_debugger.object_detection_3d.output import Detections, FrameOutput, HeadRows, NMSConfig
-from ml_debugger.object_detection_3d.points import count_points
 from ml_debugger.object_detection_3d.scenes import CLASSES, Scene
 from ml_debugger.training import ObjectDetection3DTracer
 
@@ -67,12 +66,12 @@ class PillarAdapter(DetectionAdapter):
 
     @override
     def parse(self, model: Any, output: Any, calls: Calls, config: NMSConfig) -> list[FrameOutput]:
-        clouds, trunk = calls["model"][-1].args[0], calls["heat"][-1].args[0]
+        trunk = calls["heat"][-1].args[0]
         heat, shape = (calls[name][-1].output for name in ("heat", "shape"))
         at = torch.arange(example.CELLS**2)
         cells = torch.stack([torch.zeros_like(at), at // example.CELLS, at % example.CELLS], 1)
         found = []
-        for one, cloud, *maps in zip(output, clouds, trunk, heat, shape, strict=True):
+        for one, *maps in zip(output, trunk, heat, shape, strict=True):
             vectors, logits = (values.flatten(1).T for values in maps[:2])
             rows = HeadRows(
                 scores=logits.sigmoid(),
@@ -83,7 +82,7 @@ class PillarAdapter(DetectionAdapter):
             )
             boxes = to_mmdet3d(one["boxes"], "lidar")
             seen = Detections(boxes, one["scores"], one["labels"])
-            found.append(FrameOutput(seen, rows, "lidar", count_points(boxes, cloud)))
+            found.append(FrameOutput(seen, rows, "lidar"))
         return found
 
     @override

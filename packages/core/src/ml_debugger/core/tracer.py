@@ -219,6 +219,10 @@ class Tracer(ABC):
         args, kwargs = arguments_of(model_input)
         return self.model(*args, **kwargs)
 
+    def complete_ground_truth(self, actual: Units[Tensor], model_input: Any) -> Units[Tensor]:
+        """Add to what is true what the model input says of it; the model has run by then."""
+        return actual
+
     @property
     def _input_fields(self) -> dict[str, AdditionalField]:
         """The columns of inputs: the user's, and the task's own."""
@@ -423,6 +427,7 @@ class Tracer(ABC):
             actual = None
             if ground_truth is not None:
                 actual = self.parse_ground_truth(ground_truth, inputs)
+                actual = self.complete_ground_truth(actual, model_input)
             self._check_widths(predicted)
             copies = HostCopy()
             batch = Batch(

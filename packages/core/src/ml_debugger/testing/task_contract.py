@@ -189,6 +189,7 @@ class TaskContract(ABC):
         self._check(batch.actual, self.task.schema.ground_truth)
         with self._tracer() as tracer:
             alone = tracer.parse_ground_truth(given[1], None)
+            alone = tracer.complete_ground_truth(alone, given[0])
         for name, values in batch.actual.columns.items():
             torch.testing.assert_close(alone[name].cpu(), values, rtol=0, atol=0, equal_nan=True)
 

@@ -94,6 +94,12 @@ class MLDebuggerHook(Hook):  # type: ignore[misc, unused-ignore]  # without MMEn
                 self._loops.append(loop)
                 loop.run = partial(self._traced, loop.run, kind, runner, split)
 
+    @override
+    def after_run(self, runner: Any) -> None:
+        """Leave the loops as they were."""
+        while self._loops:
+            del self._loops.pop().run  # that of the instance, over that of its class
+
     def _traced(
         self, run: Callable[[], Any], kind: type[TrainingTracer], runner: Any, split: str
     ) -> Any:
@@ -101,7 +107,10 @@ class MLDebuggerHook(Hook):  # type: ignore[misc, unused-ignore]  # without MMEn
         with kind(unwrap(runner.model), *self._names, **self._settings) as tracer:
             self._settings.pop("force_table_recreate", None)  # or it would drop earlier epochs
             self._tracer, self._seen = tracer, set[str]()
-            self._where = self._split or split, runner.epoch or runner.iter or None
+            # to ask for the epoch builds the training loop, whose data set may not be there
+            trains = isinstance(getattr(runner, "_train_loop", None), BaseLoop)
+            epoch = runner.epoch or runner.iter if trains else 0
+            self._where = self._split or split, epoch or None
             with ExitStack() as self._step:
                 return run()
 

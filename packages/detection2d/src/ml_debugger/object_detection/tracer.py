@@ -1,6 +1,7 @@
 """From a detector's output and ground truth to units: one a visible box."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,13 @@ from ml_debugger.object_detection.adapters import FAMILIES
 from ml_debugger.object_detection.boxes import CORNERS
 from ml_debugger.object_detection.ground_truth import Truth, read_ground_truth
 from ml_debugger.object_detection.linking import link
-from ml_debugger.object_detection.output import DetectionOutput, Frame, ImageOutput, NMSConfig
+from ml_debugger.object_detection.output import (
+    DetectionOutput,
+    Detections,
+    Frame,
+    ImageOutput,
+    NMSConfig,
+)
 from ml_debugger.object_detection.pooling import pool_boxes
 from ml_debugger.object_detection.schema import SCHEMA
 from ml_debugger.object_detection.statistics import HIDDEN, hidden, statistics
@@ -59,7 +66,7 @@ class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):
     @override
     def read_outputs(self, output: Any, activations: Activations) -> Sequence[DetectionOutput]:
         found = self._parse_model_output(output, _sizes(activations.model_input))
-        return checked(found, DetectionOutput, CORNERS)
+        return [_described(one) for one in checked(found, DetectionOutput, CORNERS)]
 
     @override
     def units_of(
@@ -105,6 +112,14 @@ def _recorded(image: ImageOutput) -> DetectionOutput:
         placement=image.placement,
         hidden=hidden(seen, candidates),
     )
+
+
+def _described(one: DetectionOutput) -> DetectionOutput:
+    """Say what boxes tell by themselves, where the user's own class says nothing of them."""
+    if one.statistics is not None:
+        return one
+    seen = Detections(one.boxes.float(), one.scores, one.labels)
+    return replace(one, statistics=statistics(seen, None, None, one.size))
 
 
 def _predicted(

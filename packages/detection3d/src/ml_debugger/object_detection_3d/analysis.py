@@ -128,7 +128,7 @@ def _distance_bins(analysis: Analysis) -> Bins:
 
 def _point_bins(analysis: Analysis) -> Bins:
     units, truths = (numbers(t, "points") for t in (analysis.boxes.units, analysis.boxes.truths))
-    here, there = (_places(np.where(n < 0, np.nan, n), _POINTS) for n in (units, truths))
+    here, there = (_places(n, _POINTS) for n in (units, truths))
     names = ["0", *(f"{a} to {b - 1}" for a, b in pairwise(_POINTS))]
     return _bins([*names, f"{_POINTS[-1]} or more"], "not counted", here, there)
 

@@ -24,12 +24,31 @@ def count_frames(model_input: Any) -> int | None:
         if isinstance(samples, Sequence):
             return len(samples)
         model_input = model_input.get("inputs", model_input)
+    one = 2  # a cloud (n, c), or an image (c, h, w)
     if isinstance(model_input, Mapping):
-        model_input = model_input.get("points", model_input.get("img"))
-    if isinstance(model_input, Tensor):  # one cloud (n, c), or a batch
-        return len(model_input) if model_input.ndim > 2 else 1
+        one = 2 if "points" in model_input else 3
+        names = ("points", "img", "imgs")
+        model_input = next((model_input[name] for name in names if name in model_input), None)
+    if isinstance(model_input, Tensor):
+        return len(model_input) if model_input.ndim > one else 1
     sequence = isinstance(model_input, Sequence) and not isinstance(model_input, str)
     return len(model_input) if sequence else None
+
+
+def clouds_of(model_input: Any) -> Sequence[Tensor] | None:
+    """Return the point cloud (n, c) of each frame of a model input; None where it has none."""
+    if isinstance(model_input, Mapping):
+        given = model_input.get("inputs", model_input)
+        model_input = given.get("points") if isinstance(given, Mapping) else given
+    if isinstance(model_input, Tensor):
+        model_input = [model_input] if model_input.ndim < 3 else list(model_input)
+    if not isinstance(model_input, Sequence) or not all(map(_is_cloud, model_input)):
+        return None
+    return model_input
+
+
+def _is_cloud(one: Any) -> bool:
+    return isinstance(one, Tensor) and one.ndim == 2 and one.shape[1] >= 3
 
 
 def as_range(given: Any) -> Range | None:

@@ -40,6 +40,8 @@ _FORMS: dict[str, _Form] = {
     "camera": _Form(((0, 0, 1), (-1, 0, 0), (0, -1, 0)), [0, 2, 1], -1, -pi / 2),
     "depth": _Form(((0, 1, 0), (-1, 0, 0), (0, 0, 1)), [0, 1, 2], 1, -pi / 2),
 }
+#: Records are float32, whose steps are a millimetre up to here, in metres.
+_FAR = 2.0**14
 #: A box has no pitch and no roll, so z may lean by 60 degrees between two frames at most.
 _UPRIGHT = 0.5
 
@@ -115,9 +117,17 @@ def camera_to_lidar(lidar_to_camera: Any) -> Tensor:
         lidar_to_camera: What moves points to the camera's own axes, x right, y down, z front,
             shape (4, 4): mmdet3d's `lidar2cam`.
     """
-    axes = torch.eye(4, dtype=torch.float64)
-    axes[:3, :3] = axes.new_tensor(_FORMS["camera"].axes).T
-    found: Tensor = torch.linalg.inv(_matrix(lidar_to_camera)) @ axes
+    found: Tensor = torch.linalg.inv(_matrix(lidar_to_camera)) @ camera_axes()
+    return found
+
+
+def camera_axes() -> Tensor:
+    """Return what turns a camera's frame of ours to its own axes: x right, y down, z front.
+
+    Shape (4, 4), float64. `pose` of a nuScenes camera `@ camera_axes()` is that of its frame here.
+    """
+    found = torch.eye(4, dtype=torch.float64)
+    found[:3, :3] = found.new_tensor(_FORMS["camera"].axes).T
     return found
 
 
@@ -135,8 +145,8 @@ def from_nuscenes(
         size: Width, length, height, shape (n, 3).
         rotation: Quaternions w, x, y, z, shape (n, 4).
         velocity: In the global frame, shape (n, 2) or (n, 3); nan where it is not known.
-        sensor_to_global: `pose` of the ego vehicle `@ pose` of the calibrated sensor, shape
-            (4, 4); None leaves boxes in the global frame.
+        sensor_to_global: `pose` of the ego vehicle `@ pose` of the calibrated sensor, and for a
+            camera `@ camera_axes()`, shape (4, 4); None leaves boxes in the global frame.
 
     Returns:
         Shape (n, 7), or (n, 9) with velocities.
@@ -211,6 +221,26 @@ def moved_back(boxes: Rows, to: Any) -> Rows:
     centre = (centre - matrix[:3, 3]) @ torch.linalg.inv(matrix[:3, :3]).T
     level = torch.linalg.inv(matrix[:2, :2])
     return _like(_joined(centre, sides, *_turned(yaw, velocity, level)), boxes)
+
+
+def refuse_far(boxes: Tensor) -> None:
+    """Refuse boxes that float32, in which they are recorded, resolves to no millimetre.
+
+    Args:
+        boxes: In our form, shape (n, 7) or (n, 9). What is not finite is let through.
+
+    Raises:
+        InputError: A centre is 16384 m from the origin of its frame, or farther.
+    """
+    centre = boxes[:, :3]
+    far = (centre.isfinite() & (centre.abs() >= _FAR)).any(1)
+    if far.any():
+        shown = ", ".join(f"{value:.10g}" for value in centre[far][0].tolist())
+        raise InputError(
+            f"box {int(far.nonzero()[0])} has its centre at ({shown}) m; boxes are recorded in "
+            f"float32, which is exact to a millimetre up to {_FAR:g} m. Subtract the origin of the "
+            "map, or of the scene, from all boxes, predicted and true"
+        )
 
 
 def _turned(yaw: Tensor, velocity: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,14 +50,11 @@ class FrameOutput:
         seen: The boxes that the user sees.
         rows: All that the head said; None where it cannot be known.
         convention: Whose axes the boxes are in.
-        points: How many points of the frame's cloud lie in each visible box, shape (n,), int64;
-            None where the frame has no cloud in the axes of its boxes.
     """
 
     seen: Detections
     rows: HeadRows | None
     convention: Convention
-    points: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +69,11 @@ class Detection3DOutput(BoxOutput):
         labels: Classes as the model numbers them, shape (n,), int64.
         logits: Class vector of the head's row that made each box, shape (n, C), or None.
         features: Feature vectors of each box by alias, shape (n, d).
-        statistics: What the head said around each box, shape (n, s); see
-            `ml_debugger.object_detection_3d.statistics`. None where that is not known.
-        points: How many points lie in each box, shape (n,), int64; None where they were not
-            counted.
+        statistics: What is known of each box beside its class, shape (n, s); see
+            `ml_debugger.object_detection_3d.statistics`. None has said of it what boxes tell by
+            themselves.
+        points: How many points lie in each box, shape (n,), int64; None has them counted where
+            boxes are in the frame `"lidar"` and the model input has clouds.
         cells: Level, row and column of the head's map that made each box, shape (n, 3), int64;
             None where that is not known.
         hidden: What the head said where the user sees no box; see

@@ -19,14 +19,14 @@ SCHEMA = TaskSchema(
         *(Column(name, float) for name in (*BOX, *SPEED)),
         Column("pred_size", float),  # seen from above
         Column("distance", float),  # from the sensor, seen from above; NaN on a map
-        Column("points", int),  # -1 where they were not counted
+        Column("points", float),  # a number, or NaN where they were not counted
         *(Column(name, int) for name in CELL),
     ),
     ground_truth=(
         Column("label", int),
         *(Column(name, float) for name in (*BOX, *SPEED)),
         Column("ignored", bool),
-        Column("points", int),
+        Column("points", float),
     ),
     inputs=(
         Column("frame", str),  # where boxes are, true ones too; see `frames.Frame`

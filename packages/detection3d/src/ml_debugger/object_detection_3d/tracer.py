@@ -16,8 +16,8 @@ from ml_debugger.core.errors import InputError, UnsupportedModelError
 from ml_debugger.core.layers import unwrap
 from ml_debugger.core.records import Units
 from ml_debugger.object_detection_3d.adapters import FAMILIES
-from ml_debugger.object_detection_3d.clouds import Range, as_range, count_frames, inside
-from ml_debugger.object_detection_3d.frames import Frame, from_mmdet3d
+from ml_debugger.object_detection_3d.clouds import Range, as_range, clouds_of, count_frames, inside
+from ml_debugger.object_detection_3d.frames import Frame, from_mmdet3d, refuse_far
 from ml_debugger.object_detection_3d.geometry import BOX
 from ml_debugger.object_detection_3d.ground_truth import Truth, read_ground_truth
 from ml_debugger.object_detection_3d.link import link
@@ -27,6 +27,7 @@ from ml_debugger.object_detection_3d.output import (
     FrameOutput,
     NMSConfig,
 )
+from ml_debugger.object_detection_3d.points import count_points
 from ml_debugger.object_detection_3d.providers import GroundTruthProvider, as_provider
 from ml_debugger.object_detection_3d.schema import CELL, SCHEMA, SPEED
 from ml_debugger.object_detection_3d.statistics import HIDDEN, distance, hidden, statistics
@@ -78,11 +79,19 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
         Raises:
             UnsupportedModelError: It is not the output of a detector.
         """
-        return [_recorded(one, self._frame()) for one in self._said(model_output)]
+        said = self._said(model_output)
+        clouds = self._clouds(self._capture.latest.model_input, len(said))
+        frame = self._frame()
+        return [_recorded(*one, frame) for one in zip(said, clouds, strict=True)]
 
     @override
     def read_outputs(self, output: Any, activations: Activations) -> Sequence[Detection3DOutput]:
-        return checked(self._parse_model_output(output), Detection3DOutput, BOX, SPEED)
+        found = checked(self._parse_model_output(output), Detection3DOutput, BOX, SPEED)
+        if self._frame() == "global":  # elsewhere only a diverged model sees anything so far away
+            for one in found:
+                refuse_far(one.boxes)
+        clouds, frame = self._clouds(activations.model_input, len(found)), self._frame()
+        return [_described(*one, frame) for one in zip(found, clouds, strict=True)]
 
     @override
     def units_of(
@@ -130,11 +139,29 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
         self.warn_of_labels(units["label"])
         return units
 
+    @override
+    def complete_ground_truth(self, actual: Units[Tensor], model_input: Any) -> Units[Tensor]:
+        """Count the points in true boxes as in predicted ones, however many sweeps a cloud has."""
+        clouds = self._clouds(model_input, actual.n_inputs)
+        counts = [] if actual.counts is None else actual.counts.tolist()
+        boxes = torch.stack([actual[name] for name in BOX], 1).split(counts)
+        points = actual["points"].split(counts)
+        counted = [
+            given if cloud is None else count_points(some.to(cloud.device), cloud).float().cpu()
+            for some, given, cloud in zip(boxes, points, clouds, strict=True)
+        ]
+        return replace(actual, columns={**actual.columns, "points": torch.cat([*counted, _NONE])})
+
+    def _clouds(self, model_input: Any, frames: int) -> Sequence[Tensor | None]:
+        """Return the cloud of each frame, where boxes are in its axes."""
+        found = clouds_of(model_input) if self._frame() == "lidar" else None
+        return found if found is not None and len(found) == frames else [None] * frames
+
     def _frame(self) -> Frame:
         return self.frame if self._adapter is None else self._adapter.frame
 
 
-def _recorded(one: FrameOutput, frame: Frame) -> Detection3DOutput:
+def _recorded(one: FrameOutput, cloud: Tensor | None, frame: Frame) -> Detection3DOutput:
     """Link the visible boxes of a frame to the head's rows, and take what is recorded of them."""
     if one.convention != frame:
         raise UnsupportedModelError(
@@ -151,7 +178,7 @@ def _recorded(one: FrameOutput, frame: Frame) -> Detection3DOutput:
         best = Candidates.of(rows)
         best = best._replace(boxes=from_mmdet3d(best.boxes, one.convention))
         candidates = Candidates(*(part.cpu() for part in best))
-    points = None if one.points is None else one.points.cpu()
+    points = None if cloud is None else count_points(boxes, cloud).cpu()
     row = None if made_by is None else made_by.cpu()
     return Detection3DOutput(
         boxes=boxes,
@@ -166,6 +193,19 @@ def _recorded(one: FrameOutput, frame: Frame) -> Detection3DOutput:
     )
 
 
+def _described(one: Detection3DOutput, cloud: Tensor | None, frame: Frame) -> Detection3DOutput:
+    """Say what boxes tell by themselves, where the user's own class says nothing of them."""
+    points = one.points
+    if points is None and cloud is not None:
+        points = count_points(one.boxes.float(), cloud)
+    points = None if points is None else points.cpu()
+    found = one.statistics
+    if found is None:
+        parts = (one.boxes.float(), one.scores, one.labels)
+        found = statistics(Detections(*(part.cpu() for part in parts)), None, None, points, frame)
+    return replace(one, points=points, statistics=found)
+
+
 def _predicted(
     outputs: Sequence[Detection3DOutput], features: Mapping[str, Sequence[Tensor]], frame: Frame
 ) -> Units[Tensor]:
@@ -178,7 +218,7 @@ def _predicted(
     units = predicted_units(outputs, own, features, {"frame": [frame] * len(outputs), **inputs})
     if not outputs:
         return units
-    points = [_whole(one.points, len(one)) for one in outputs]
+    points = [_counted(one.points, len(one)) for one in outputs]
     cells = torch.cat([_whole(one.cells, len(one), len(CELL)) for one in outputs])
     more = {
         **dict(zip(SPEED, boxes[:, len(BOX) :].unbind(1), strict=True)),
@@ -200,18 +240,27 @@ def _actual(truths: Sequence[Truth], pc_range: Range | None) -> Units[Tensor]:
         "label": torch.cat([one.labels for one in truths] or [none]),
         **dict(zip((*BOX, *SPEED), boxes.unbind(1), strict=True)),
         "ignored": ignored,
-        "points": torch.cat([one.points for one in truths] or [none]),
+        "points": torch.cat([_counted(one.points, len(one)) for one in truths] or [_NONE]),
     }
     return Units(columns, torch.tensor([len(one) for one in truths], dtype=torch.int32))
 
 
 _NOTHING = torch.zeros((0, len(BOX) + len(SPEED)))
+_NONE = torch.zeros(0)
 
 
 def _with_speed(boxes: Tensor) -> Tensor:
     """Return boxes (n, 7) or (n, 9) as (n, 9); NaN where the velocity is not known."""
     unknown = boxes.new_full((len(boxes), len(BOX) + len(SPEED) - boxes.shape[1]), torch.nan)
     return torch.cat([boxes, unknown], 1)
+
+
+def _counted(values: Tensor | None, length: int) -> Tensor:
+    """Return numbers of points, NaN where they are not known: None, or -1."""
+    if values is None:
+        return torch.full((length,), torch.nan)
+    found = values.float().cpu()
+    return torch.where(found < 0, torch.nan, found)
 
 
 def _whole(values: Tensor | None, *shape: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ml_debugger.core.capture import Call
 from ml_debugger.core.detection.output import NMSSettings
+from ml_debugger.core.tracer import arguments_of
 
 Said = TypeVar("Said")
 Config = TypeVar("Config", bound=NMSSettings)
@@ -47,6 +48,13 @@ class Adapter(ABC, Generic[Said, Config]):
             UnsupportedModelError: It says why.
         """
 
+    def refuse(self, model: nn.Module) -> None:
+        """Say why a model that no adapter knows is none, if it is of this adapter's library.
+
+        Raises:
+            UnsupportedModelError: It says why.
+        """
+
     @abstractmethod
     def n_class(self, model: nn.Module) -> int:
         """Return K: labels are 0 to K - 1, background included where the model numbers it."""
@@ -79,11 +87,32 @@ class Adapter(ABC, Generic[Said, Config]):
 
     @abstractmethod
     def apply_nms(self, model: nn.Module, config: Config) -> None:
-        """Give the model these settings.
+        """Give the model these settings; None leaves one as it is.
 
         Raises:
             UnsupportedModelError: The model has no such setting.
         """
+
+    def shared(self, model: nn.Module) -> Sequence[tuple[Any, str]]:
+        """Return the mappings that `apply_nms` writes to and that other models may read.
+
+        Each as its owner and the name of the owner's attribute. While a tracer lends settings a
+        copy stands there; afterwards the mapping itself does.
+        """
+        return ()
+
+    def run(self, model: nn.Module, model_input: Any) -> Any:
+        """Call the model, and return what it returns.
+
+        Args:
+            model: The model, in whatever the user has wrapped it.
+            model_input: What the tracer was called with; a mapping is keyword arguments.
+
+        Raises:
+            InputError: The model cannot be called with it.
+        """
+        args, kwargs = arguments_of(model_input)
+        return model(*args, **kwargs)
 
     def running(self, model: nn.Module) -> nn.Module:
         """Return the module whose parts run when the model is called.

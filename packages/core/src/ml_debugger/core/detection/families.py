@@ -1,8 +1,9 @@
 """Which families of detectors are known, recognised without importing their libraries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -21,9 +22,17 @@ class Families(Generic[Known]):
         group: The group of the entry points.
     """
 
-    def __init__(self, group: str, ours: Sequence[type[Known]]) -> None:
-        """Take the group of the entry points, and the classes that come with the task."""
-        self.group, self._ours = group, ours
+    def __init__(
+        self, group: str, ours: Sequence[type[Known]], libraries: Mapping[str, str] | None = None
+    ) -> None:
+        """Take what comes with the task.
+
+        Args:
+            group: The group of the entry points.
+            ours: The classes of adapters.
+            libraries: How to install libraries that models are of, by import name.
+        """
+        self.group, self._ours, self._libraries = group, ours, libraries or {}
 
     @cached_property
     def known(self) -> tuple[Known, ...]:
@@ -34,6 +43,14 @@ class Families(Generic[Known]):
     def of(self, model: nn.Module) -> Known | None:
         """Return the first adapter that knows a model, or None."""
         return next((one for one in self.known if one.detect(model)), None)
+
+    def absent(self, model: nn.Module) -> str | None:
+        """Say how to install the library that a model is of by name, or None where it is here."""
+        named = {one.__module__.partition(".")[0] for one in type(model).__mro__}
+        for library in named & self._libraries.keys():
+            if find_spec(library) is None:
+                return f"{library} is not installed: {self._libraries[library]}"
+        return None
 
 
 def is_a(model: object, *qualified_names: str) -> bool:

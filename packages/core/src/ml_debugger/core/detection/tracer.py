@@ -129,6 +129,11 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
     @override
     def accept(self, model: nn.Module) -> None:
         if not self.detect(model):
+            absent = self.families.absent(unwrap(model))
+            if absent is not None:
+                raise UnsupportedModelError(f"{type(unwrap(model)).__name__} cannot run: {absent}")
+            for one in self.families.known:
+                one.refuse(unwrap(model))
             known = ", ".join(one.family for one in self.families.known)
             raise UnsupportedModelError(
                 f"{type(model).__name__} is no detector that is known; known are {known}. Install "
@@ -165,7 +170,8 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
             capture.own(self._register_model_hooks(inner) or ())
             wanted = self._wanted.model_dump(exclude_none=True) if self._wanted else {}
             if self._wanted and wanted:
-                self._restore = lend(inner, before, self._wanted, self._applier(adapter))
+                shared = () if adapter is None else adapter.shared(inner)
+                self._restore = lend(inner, before, self._wanted, self._applier(adapter), shared)
                 now = self._get_nms_config(inner)
                 self._held = {k: v for k, v in wanted.items() if getattr(now, k) != v}
                 if adapter is None:
@@ -198,6 +204,12 @@ class DetectionTracer(Tracer, Generic[Said, Config]):
             )
         with super()._attached(*args, **kwargs):
             yield
+
+    @override
+    def run_model(self, model_input: Any) -> Any:
+        if self._adapter is None:
+            return super().run_model(model_input)
+        return self._adapter.run(self.model, model_input)
 
     @override
     def count_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

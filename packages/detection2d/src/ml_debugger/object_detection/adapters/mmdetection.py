@@ -15,7 +15,6 @@ so must ground truth be, as it is in test pipelines, which load it after they re
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.detection.families import is_a
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.core.errors import InputError, UnsupportedModelError
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter
-from ml_debugger.object_detection.adapters.torchvision_rcnn import as_computed, images_of
+from ml_debugger.object_detection.adapters.torchvision_rcnn import images_of
 from ml_debugger.object_detection.output import (
     Detections,
     HeadRows,
@@ -38,8 +38,8 @@ from ml_debugger.object_detection.output import (
 class MMDetectionBase(DetectionAdapter):
     """What MMDetection's detectors share.
 
-    Settings are in the `test_cfg` of the head; nobody reads that of the model. To change them, it
-    is replaced by a copy, since models that were built from one configuration share it.
+    Settings are in the `test_cfg` of the head, which models that were built from one configuration
+    share; nobody reads that of the model.
     """
 
     _settings: ClassVar[str] = "bbox_head"  # path of the module that has them
@@ -98,13 +98,15 @@ class MMDetectionBase(DetectionAdapter):
                 f"{type(head).__name__} has no setting that does what {name} says; leave it None. "
                 f"It has {', '.join(has) or 'none'}; others of its own are in its test_cfg"
             )
-        settings = deepcopy(head.test_cfg)
         for name, value in wishes.items():
             if name == "iou_thresh":
-                settings["nms"]["iou_threshold"] = value
+                head.test_cfg["nms"]["iou_threshold"] = value
             else:
-                settings["score_thr" if name == "score_thresh" else "max_per_img"] = value
-        head.test_cfg = settings
+                head.test_cfg["score_thr" if name == "score_thresh" else "max_per_img"] = value
+
+    @override
+    def shared(self, model: nn.Module) -> Sequence[tuple[Any, str]]:
+        return [(model.get_submodule(self._settings), "test_cfg")]
 
     @override
     def images(self, model_input: Any) -> int | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.detection.families import is_a
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.object_detection.adapters.base import Calls
 from ml_debugger.object_detection.adapters.mmdetection import (
     MMDetectionBase,
@@ -15,7 +16,6 @@ from ml_debugger.object_detection.adapters.mmdetection import (
     keeps,
     upright,
 )
-from ml_debugger.object_detection.adapters.torchvision_rcnn import as_computed
 from ml_debugger.object_detection.output import HeadRows
 from ml_debugger.object_detection.pooling import pick_cells
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.detection.families import is_a
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.object_detection.adapters.base import Calls, DetectionAdapter
 from ml_debugger.object_detection.adapters.torchvision_rcnn import (
-    as_computed,
     images_of,
     nms_of,
     resized,

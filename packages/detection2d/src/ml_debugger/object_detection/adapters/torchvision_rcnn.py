@@ -1,14 +1,13 @@
 """Two-stage detectors of torchvision: Faster, Mask and Keypoint R-CNN."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.detection.families import is_a
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter
 from ml_debugger.object_detection.output import Detections, HeadRows, ImageOutput, NMSConfig
@@ -122,18 +121,6 @@ def sizes_of(call: Call) -> list[tuple[int, int]]:
     """Return height and width of each image that a detector of torchvision was called with."""
     images = call.args[0] if call.args else call.kwargs["images"]
     return [(image.shape[-2], image.shape[-1]) for image in images]
-
-
-def as_computed(model: nn.Module, said: Tensor) -> AbstractContextManager[object]:
-    """Compute under autocast if what the head said shows that the model did.
-
-    Autocast takes some operations after the head in half precision and some in float32; in other
-    precisions no score would be found to the last bit.
-    """
-    weights = next(model.parameters()).dtype
-    if said.dtype.itemsize >= weights.itemsize:
-        return nullcontext()
-    return torch.autocast(said.device.type, said.dtype)
 
 
 def images_of(model_input: Any) -> int | None:

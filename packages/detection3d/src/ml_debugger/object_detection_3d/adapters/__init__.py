@@ -19,11 +19,18 @@ from ml_debugger.object_detection_3d.adapters.mmdetection3d_mono import (
 )
 
 _OURS: Sequence[type[DetectionAdapter]] = (
+    MMDetection3DShapeAware,  # whose heads derive from the next one's
     MMDetection3DAnchor,
-    MMDetection3DShapeAware,
     MMDetection3DCenter,
     MMDetection3DSMOKE,
     MMDetection3DFCOS,
 )
 
-FAMILIES = Families("ml_debugger.detection3d_adapters", _OURS)
+_LIBRARIES = {
+    "mmdet3d": (
+        "install mmcv, with torch at hand and its operators compiled, and then mmdet and mmdet3d; "
+        "the guide of 3D detection has versions that go together, under Installing MMDetection3D"
+    )
+}
+
+FAMILIES = Families("ml_debugger.detection3d_adapters", _OURS, _LIBRARIES)

@@ -2,9 +2,10 @@
 
 A model is read where it returns predictions: `model(inputs=..., data_samples=..., mode="predict")`
 with what `model.data_preprocessor(data, False)` returned. `model.test_step(data)`, which a
-`Runner` calls, and `inference_detector` come to the same. The modes "tensor" and "loss" return no
-boxes. A model puts its boxes into the data samples that it was given: read its output before it is
-called with the same ones again.
+`Runner` calls, and `inference_detector` come to the same, and so does the tracer with what
+`mmdetection3d_input` lists. The modes "tensor" and "loss" return no boxes. A model puts its boxes
+into the data samples that it was given: read its output before it is called with the same ones
+again.
 
 Models are known by their heads: those that left alone the methods that an adapter goes by.
 
@@ -14,7 +15,6 @@ bottom, three sides, heading, and velocity where the model gives it.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +22,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ml_debugger.core.detection.families import is_a
+from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.core.errors import UnsupportedModelError
+from ml_debugger.core.inputs import tensors_in
+from ml_debugger.core.layers import unwrap
 from ml_debugger.object_detection_3d.adapters.base import Calls, DetectionAdapter
+from ml_debugger.object_detection_3d.adapters.mmdetection3d_input import arguments
 from ml_debugger.object_detection_3d.adapters.mmdetection3d_ops import require_ops
 from ml_debugger.object_detection_3d.clouds import count_frames
+from ml_debugger.object_detection_3d.families import BOXES, convention_of
 from ml_debugger.object_detection_3d.output import (
     Convention,
     Detections,
@@ -33,7 +38,6 @@ from ml_debugger.object_detection_3d.output import (
     HeadRows,
     NMSConfig,
 )
-from ml_debugger.object_detection_3d.points import count_points
 
 #: What feature vectors are called: those that the classification layer reads.
 ALIAS = "class"
@@ -43,47 +47,55 @@ _DETECTORS = (
     "mmdet3d.models.detectors.single_stage_mono3d.SingleStageMono3DDetector",
 )
 
-_CONVENTIONS: Mapping[str, Convention] = {
-    "mmdet3d.structures.bbox_3d.lidar_box3d.LiDARInstance3DBoxes": "lidar",
-    "mmdet3d.structures.bbox_3d.cam_box3d.CameraInstance3DBoxes": "camera",
-    "mmdet3d.structures.bbox_3d.depth_box3d.DepthInstance3DBoxes": "depth",
-}
-
 
 class MMDetection3DBase(DetectionAdapter):
     """What MMDetection3D's detectors share.
 
-    Settings are in the `test_cfg` of the head; nobody reads that of the model. To change them, it
-    is replaced by a copy, since models that were built from one configuration share it.
+    Settings are in the `test_cfg` of the head, which models that were built from one configuration
+    share; nobody reads that of the model.
     """
 
+    #: Classes of heads that this adapter can read.
+    _heads: ClassVar[Sequence[str]]
     #: Which key of the head's `test_cfg` is what field of `NMSConfig`.
     _settings: ClassVar[Mapping[str, str]] = {}
 
     @override
     def detect(self, model: nn.Module) -> bool:
-        return is_a(model, *_DETECTORS) and self._knows(head_of(model))
+        return is_a(model, *_DETECTORS) and self._unlike(head_of(model)) == []
 
     @override
     def accept(self, model: nn.Module) -> None:
         require_ops(model)
 
     @override
+    def refuse(self, model: nn.Module) -> None:
+        if not is_a(model, *_DETECTORS):
+            return
+        require_ops(model)
+        head = head_of(model)
+        if unlike := self._unlike(head):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be read: its head ({type(head).__name__}) differs "
+                f"from the {self._class(head)} that is known in {', '.join(unlike)}. Use what "
+                "MMDetection3D has there, write a DetectionAdapter, or derive from this class and "
+                "override detect, _get_n_class and _parse_model_output"
+            )
+
+    @override
     def taps(self, model: nn.Module) -> dict[str, str]:
-        return {"model": "", "head": head_path(model)}
+        return {"head": head_path(model)}
 
     @override
     def parse(
         self, model: nn.Module, output: Any, calls: Calls, config: NMSConfig
     ) -> list[FrameOutput]:
         frames = _predictions(output)
-        clouds = _clouds(calls, len(frames))
+        said = min(tensors_in(calls["head"][-1].output), key=lambda one: one.dtype.itemsize)
         with torch.no_grad():
-            rows = self._rows(head_of(model), calls, [one.metainfo for one in output])
-            return [
-                _read(frame, row, cloud)
-                for frame, row, cloud in zip(frames, rows, clouds, strict=True)
-            ]
+            with as_computed(model, said):
+                rows = self._rows(head_of(model), calls, [one.metainfo for one in output])
+            return [_read(*one) for one in zip(frames, rows, strict=True)]
 
     @override
     def nms(self, model: nn.Module) -> NMSConfig:
@@ -92,15 +104,18 @@ class MMDetection3DBase(DetectionAdapter):
 
     @override
     def apply_nms(self, model: nn.Module, config: NMSConfig) -> None:
-        head = head_of(model)
         wishes = self._changes(model, config)
-        if not wishes:
-            return
-        settings = deepcopy(head.test_cfg)
         for key, name in self._settings.items():
             if name in wishes:
-                settings[key] = wishes[name]
-        head.test_cfg = settings
+                head_of(model).test_cfg[key] = wishes[name]
+
+    @override
+    def shared(self, model: nn.Module) -> Sequence[tuple[Any, str]]:
+        return [(head_of(model), "test_cfg")]
+
+    @override
+    def run(self, model: nn.Module, model_input: Any) -> Any:
+        return model(**arguments(unwrap(model), model_input, self.frame))
 
     @override
     def images(self, model_input: Any) -> int | None:
@@ -125,9 +140,20 @@ class MMDetection3DBase(DetectionAdapter):
         """Return what to say of the settings that the head has of its own."""
         return "; others of its own are in its test_cfg"
 
+    def _class(self, head: Any) -> str | None:
+        """Return the class of heads that a head is read as, or None."""
+        return next(
+            (one.__name__ for one in type(head).__mro__ if one.__name__ in self._heads), None
+        )
+
+    def _unlike(self, head: Any) -> list[str] | None:
+        """Return how a head differs from those that can be read; None if it is no such head."""
+        owner = self._class(head)
+        return None if owner is None else self._differences(head, owner)
+
     @abstractmethod
-    def _knows(self, head: Any) -> bool:
-        """Tell whether a detector's head is one that this adapter can read."""
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        """Return what a head does otherwise than the class that it is read as: names of methods."""
 
     @abstractmethod
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
@@ -142,6 +168,11 @@ def head_path(model: nn.Module) -> str:
 def head_of(model: nn.Module) -> Any:
     """Return a detector's head, or None."""
     return getattr(model, head_path(model), None)
+
+
+def without_direction(head: Any) -> list[str]:
+    """Return how a head without a classifier of directions differs from those that are read."""
+    return [] if head.use_direction_classifier else ["use_direction_classifier, which is False"]
 
 
 def flat(values: Tensor, width: int) -> Tensor:
@@ -196,31 +227,18 @@ def _predictions(output: Any) -> list[Any]:
     return [one.pred_instances_3d for one in output]
 
 
-def _read(frame: Any, rows: HeadRows, cloud: Tensor | None) -> FrameOutput:
-    """Read the visible boxes of a frame, given its cloud (n, c)."""
+def _read(frame: Any, rows: HeadRows) -> FrameOutput:
+    """Read the visible boxes of a frame."""
     boxes = frame.bboxes_3d.tensor.detach().float()
-    convention = _convention(frame.bboxes_3d)
-    return FrameOutput(
-        Detections(boxes, frame.scores_3d.detach().float(), frame.labels_3d.long()),
-        rows,
-        convention,
-        count_points(boxes, cloud) if cloud is not None and convention == "lidar" else None,
-    )
+    seen = Detections(boxes, frame.scores_3d.detach().float(), frame.labels_3d.long())
+    return FrameOutput(seen, rows, _convention(frame.bboxes_3d))
 
 
 def _convention(boxes: Any) -> Convention:
-    for name, convention in _CONVENTIONS.items():
-        if is_a(boxes, name):
-            return convention
-    raise UnsupportedModelError(
-        f"boxes of type {type(boxes).__name__} are not known; known are "
-        f"{', '.join(name.rpartition('.')[2] for name in _CONVENTIONS)}"
-    )
-
-
-def _clouds(calls: Calls, frames: int) -> Sequence[Tensor | None]:
-    """Return the cloud (n, c) of each frame that the model was called with."""
-    call = calls["model"][-1]
-    inputs = call.args[0] if call.args else call.kwargs.get("inputs")
-    points = inputs.get("points") if isinstance(inputs, Mapping) else None
-    return [None] * frames if points is None else points
+    convention = convention_of(boxes)
+    if convention is None:
+        raise UnsupportedModelError(
+            f"boxes of type {type(boxes).__name__} are not known; known are "
+            f"{', '.join(name.rpartition('.')[2] for name in BOXES)}"
+        )
+    return convention

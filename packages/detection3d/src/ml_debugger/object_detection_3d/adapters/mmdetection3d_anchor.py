@@ -16,8 +16,9 @@ from ml_debugger.object_detection_3d.adapters.mmdetection3d import (
     grid,
     head_of,
     head_path,
+    without_direction,
 )
-from ml_debugger.object_detection_3d.families import keeps
+from ml_debugger.object_detection_3d.families import changed
 from ml_debugger.object_detection_3d.output import HeadRows
 
 
@@ -30,6 +31,7 @@ class MMDetection3DAnchor(MMDetection3DBase):
     """
 
     family = "MMDetection3D PointPillars, SECOND and FreeAnchor"
+    _heads = ("Anchor3DHead",)
     _settings: ClassVar[Mapping[str, str]] = {
         "score_thr": "score_thresh",
         "nms_thr": "iou_thresh",
@@ -50,12 +52,14 @@ class MMDetection3DAnchor(MMDetection3DBase):
         return super().taps(model) | {"class0": self.layers(model)[ALIAS]}
 
     @override
-    def _knows(self, head: Any) -> bool:
-        return (
-            keeps(head, "Base3DDenseHead", "predict", "predict_by_feat", "_predict_by_feat_single")
-            and keeps(head, "Anchor3DHead", "forward", "forward_single")
-            and head.use_direction_classifier
-        )
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        return [
+            *changed(
+                head, "Base3DDenseHead", "predict", "predict_by_feat", "_predict_by_feat_single"
+            ),
+            *changed(head, owner, "forward", "forward_single"),
+            *without_direction(head),
+        ]
 
     @override
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
@@ -93,6 +97,7 @@ class MMDetection3DShapeAware(MMDetection3DAnchor):
     """
 
     family = "MMDetection3D SSN"
+    _heads = ("ShapeAwareHead",)
 
     @override
     def layers(self, model: nn.Module) -> dict[str, str]:
@@ -102,25 +107,19 @@ class MMDetection3DShapeAware(MMDetection3DAnchor):
     def taps(self, model: nn.Module) -> dict[str, str]:
         path = head_path(model)
         groups = range(len(head_of(model).heads))
-        return {"model": "", "head": path} | {
-            f"class{i}": f"{path}.heads.{i}.conv_cls" for i in groups
-        }
+        return {"head": path} | {f"class{i}": f"{path}.heads.{i}.conv_cls" for i in groups}
 
     @override
-    def _knows(self, head: Any) -> bool:
-        return (
-            keeps(head, "Base3DDenseHead", "predict")
-            and keeps(
-                head,
-                "ShapeAwareHead",
-                "forward_single",
-                "predict_by_feat",
-                "_predict_by_feat_single",
-            )
-            and head.use_direction_classifier
-            # else the feature vectors of a frame are of different widths
-            and len({one.conv_cls.in_channels for one in head.heads}) == 1
-        )
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        found = [
+            *changed(head, "Base3DDenseHead", "predict"),
+            *changed(head, owner, "forward_single", "predict_by_feat", "_predict_by_feat_single"),
+            *without_direction(head),
+        ]
+        # else the feature vectors of a frame are of different widths
+        if len({one.conv_cls.in_channels for one in head.heads}) != 1:
+            found.append("shared_conv_channels, whose last differs between its tasks")
+        return found
 
     @override
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:

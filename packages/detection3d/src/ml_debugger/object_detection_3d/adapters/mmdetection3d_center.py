@@ -1,7 +1,6 @@
 """CenterPoint of MMDetection3D."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ml_debugger.object_detection_3d.adapters.mmdetection3d import (
     head_of,
     head_path,
 )
-from ml_debugger.object_detection_3d.families import keeps
+from ml_debugger.object_detection_3d.families import changed
 from ml_debugger.object_detection_3d.output import HeadRows, NMSConfig
 
 
@@ -37,6 +36,7 @@ class MMDetection3DCenter(MMDetection3DBase):
     """
 
     family = "MMDetection3D CenterPoint"
+    _heads = ("CenterHead",)
 
     @override
     def n_class(self, model: nn.Module) -> int:
@@ -65,11 +65,8 @@ class MMDetection3DCenter(MMDetection3DBase):
     def apply_nms(self, model: nn.Module, config: NMSConfig) -> None:
         head, wishes = head_of(model), self._changes(model, config)
         rotate = head.test_cfg["nms_type"] == "rotate"
-        settings = deepcopy(head.test_cfg)
-        if "iou_thresh" in wishes:
-            settings["nms_thr"] = wishes["iou_thresh"]
         if "score_thresh" in wishes:
-            first, second = head.bbox_coder.score_threshold, settings["score_threshold"]
+            first, second = head.bbox_coder.score_threshold, head.test_cfg["score_threshold"]
             if rotate and first is not None and first != second:
                 raise UnsupportedModelError(
                     f"bbox_coder.score_threshold is {first} and test_cfg.score_threshold is "
@@ -79,19 +76,21 @@ class MMDetection3DCenter(MMDetection3DBase):
             if first is not None:
                 head.bbox_coder.score_threshold = wishes["score_thresh"]
             if rotate:
-                settings["score_threshold"] = wishes["score_thresh"]
-        if wishes:
-            head.test_cfg = settings
+                head.test_cfg["score_threshold"] = wishes["score_thresh"]
+        if "iou_thresh" in wishes:
+            head.test_cfg["nms_thr"] = wishes["iou_thresh"]
 
     @override
     def _instead(self) -> str:
         return "; its test_cfg has min_radius where nms_type is 'circle', and post_max_size a task"
 
     @override
-    def _knows(self, head: Any) -> bool:
-        return keeps(
-            head, "CenterHead", "predict", "predict_by_feat", "forward", "forward_single"
-        ) and keeps(getattr(head, "bbox_coder", None), "CenterPointBBoxCoder", "decode")
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        coded = changed(getattr(head, "bbox_coder", None), "CenterPointBBoxCoder", "decode")
+        return [
+            *changed(head, owner, "predict", "predict_by_feat", "forward", "forward_single"),
+            *(f"bbox_coder.{name}" for name in coded),
+        ]
 
     @override
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
@@ -140,7 +139,10 @@ def _boxes(head: Any, said: Mapping[str, Tensor], cells: Tensor) -> Tensor:
     coder = head.bbox_coder
     rows = {name: flat(one, len(one)) for name, one in said.items()}
     places = [
-        (cells[:, 2 - axis] + rows["reg"][:, axis]) * coder.out_size_factor * coder.voxel_size[axis]
+        # cells are float32 to the coder too, whatever the head said
+        (cells[:, 2 - axis].float() + rows["reg"][:, axis])
+        * coder.out_size_factor
+        * coder.voxel_size[axis]
         + coder.pc_range[axis]
         for axis in range(2)
     ]

@@ -17,8 +17,9 @@ from ml_debugger.object_detection_3d.adapters.mmdetection3d import (
     flat,
     grid,
     head_of,
+    without_direction,
 )
-from ml_debugger.object_detection_3d.families import keeps
+from ml_debugger.object_detection_3d.families import changed
 from ml_debugger.object_detection_3d.output import HeadRows
 
 #: Where boxes are taken from: these heads give the middle of a box, and the user gets its bottom.
@@ -55,21 +56,20 @@ class MMDetection3DSMOKE(MMDetection3DMono):
     """
 
     family = "MMDetection3D SMOKE"
+    _heads = ("SMOKEMono3DHead",)
 
     @override
     def _instead(self) -> str:
         return ": it returns of the 100 best those with a score above 0.25, and reads no test_cfg"
 
     @override
-    def _knows(self, head: Any) -> bool:
-        return keeps(head, "BaseMono3DDenseHead", "predict") and keeps(
-            head,
-            "SMOKEMono3DHead",
-            "predict_by_feat",
-            "_decode_heatmap",
-            "forward",
-            "forward_single",
-        )
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        return [
+            *changed(head, "BaseMono3DDenseHead", "predict"),
+            *changed(
+                head, owner, "predict_by_feat", "_decode_heatmap", "forward", "forward_single"
+            ),
+        ]
 
     @override
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:
@@ -112,6 +112,7 @@ class MMDetection3DFCOS(MMDetection3DMono):
     """
 
     family = "MMDetection3D FCOS3D and PGD"
+    _heads = ("PGDHead", "FCOSMono3DHead")
     _settings: ClassVar[Mapping[str, str]] = {
         "score_thr": "score_thresh",
         "nms_thr": "iou_thresh",
@@ -125,19 +126,13 @@ class MMDetection3DFCOS(MMDetection3DMono):
         return super().taps(model) | {f"box{i}": f"bbox_head.conv_regs.{i}" for i in parts}
 
     @override
-    def _knows(self, head: Any) -> bool:
-        known = keeps(head, "BaseMono3DDenseHead", "predict") and any(
-            keeps(
-                head,
-                owner,
-                "predict_by_feat",
-                "_predict_by_feat_single",
-                "forward",
-                "forward_single",
-            )
-            for owner in ("FCOSMono3DHead", "PGDHead")
-        )
-        return known and head.use_direction_classifier
+    def _differences(self, head: Any, owner: str) -> list[str]:
+        methods = ("predict_by_feat", "_predict_by_feat_single", "forward", "forward_single")
+        return [
+            *changed(head, "BaseMono3DDenseHead", "predict"),
+            *changed(head, owner, *methods),
+            *without_direction(head),
+        ]
 
     @override
     def _rows(self, head: Any, calls: Calls, metas: Sequence[Any]) -> list[HeadRows]:

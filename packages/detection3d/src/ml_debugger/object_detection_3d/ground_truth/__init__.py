@@ -44,8 +44,9 @@ def read_ground_truth(given: Any, frames: int | None) -> list[Truth]:
     | boxes of these two as MMDetection3D's box classes | that of the class |
     | `Det3DDataSample` (`gt_instances_3d`, `eval_ann_info`), or the latter | the same |
     | KITTI: dict `label`, `calibration`, `classes` | `lidar` |
+    | the same with `frame` "camera", calibrated or not | `camera` |
     | nuScenes: dict `annotations`, `classes` | `global` |
-    | the same with `ego_pose` and `calibrated_sensor` | `lidar` |
+    | the same with `ego_pose` and `calibrated_sensor` | `lidar`, or `camera` if that is one |
 
     Args:
         given: The ground truth. Tensors may be on any device and part of a graph. Boxes are in the
@@ -57,7 +58,8 @@ def read_ground_truth(given: Any, frames: int | None) -> list[Truth]:
         One `Truth` a frame, in their order.
 
     Raises:
-        InputError: It is in no known format, or something in it is wrong.
+        InputError: It is in no known format, or something in it is wrong. Boxes 16384 m from the
+            origin or farther are refused: float32, in which they are recorded, is too coarse there.
     """
     if not isinstance(given, (list, tuple)):
         raise InputError(f"ground_truth is {_describe(given)}, not a list. {_hint(given)}")

@@ -1,21 +1,17 @@
 """The ground truth of one frame, and the checks that every format shares."""
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.given import as_tensor, class_numbers, first
-from ml_debugger.object_detection_3d.frames import Convention, Frame, from_mmdet3d
-
-_MMDET3D: dict[str, Convention] = {
-    "mmdet3d.structures.bbox_3d.lidar_box3d.LiDARInstance3DBoxes": "lidar",
-    "mmdet3d.structures.bbox_3d.cam_box3d.CameraInstance3DBoxes": "camera",
-    "mmdet3d.structures.bbox_3d.depth_box3d.DepthInstance3DBoxes": "depth",
-}
+from ml_debugger.object_detection_3d.families import convention_of
+from ml_debugger.object_detection_3d.frames import Frame, from_mmdet3d, refuse_far
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,7 @@ def truth_of(
         InputError: Something in it is wrong, or does not fit the boxes.
     """
     rows, own = rows_of(boxes)
+    refuse_far(rows)
     if frame is not None and frame not in get_args(Frame):
         raise InputError(f"frame is {frame!r}; expected one of {', '.join(get_args(Frame))}")
     if own is not None and frame not in (None, own):
@@ -83,7 +80,7 @@ def rows_of(values: Any) -> tuple[Tensor, Frame | None]:
     Raises:
         InputError: They are no boxes.
     """
-    own = next((kind for name, kind in _MMDET3D.items() if is_a(values, name)), None)
+    own = convention_of(values)
     rows = as_tensor(values if own is None else values.tensor, "boxes").double()
     if rows.shape == (0,):
         rows = rows.reshape(0, 7)
@@ -107,22 +104,81 @@ def rows_of(values: Any) -> tuple[Tensor, Frame | None]:
     return (rows if own is None else from_mmdet3d(rows, own)), own
 
 
-def class_lookup(classes: Any) -> dict[str, int]:
+def class_lookup(
+    classes: Any, known: Collection[str] | None = None, owner: str = "the data"
+) -> dict[str, int]:
     """Read the names of classes: a list in the order of their numbers, or a dict of numbers.
 
+    Args:
+        classes: The names.
+        known: Those that the data has; another would make a ghost of each of its boxes. None does
+            not check them.
+        owner: What has these, for a message.
+
     Raises:
-        InputError: They are neither.
+        InputError: They are neither, or the data has no such class.
     """
     if isinstance(classes, dict) and all(
         isinstance(name, str) and isinstance(number, int) for name, number in classes.items()
     ):
-        return dict(classes)
-    if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
-        return {name: number for number, name in enumerate(classes)}
-    raise InputError(
-        f"classes are {classes!r}; expected their names in the order of the model's class numbers, "
-        "such as ['Pedestrian', 'Cyclist', 'Car'], or a dict of names and numbers"
-    )
+        found = dict(classes)
+    elif isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
+        found = {name: number for number, name in enumerate(classes)}
+    else:
+        raise InputError(
+            f"classes are {classes!r}; expected their names in the order of the model's class "
+            "numbers, such as ['Pedestrian', 'Cyclist', 'Car'], or a dict of names and numbers"
+        )
+    if known is not None:
+        cure = "; a dict of names and numbers can leave out what it lacks"
+        refuse_unknown(found, known, "class", owner, cure)
+    return found
+
+
+def refuse_unknown(
+    names: Iterable[str], known: Collection[str], kind: str, owner: str, cure: str = ""
+) -> None:
+    """Check that each name is known.
+
+    Raises:
+        InputError: One is not; what there is, and what was probably meant, is named.
+    """
+    for name in names:
+        if name not in known:
+            small = {one.lower(): one for one in known}
+            meant = get_close_matches(name.lower(), small, 1)
+            guess = f" (did you mean {small[meant[0]]!r}?)" if meant else ""
+            raise InputError(
+                f"{owner} has no {kind} {name!r}{guess}; it has {', '.join(sorted(known))}{cure}"
+            )
+
+
+def speeds_of(velocities: Sequence[Any]) -> Tensor | None:
+    """Read vx, vy of each object, shape (n, 2), nan where they are not known.
+
+    Args:
+        velocities: Of each object two or three numbers (None among them is nan), or None.
+
+    Returns:
+        None where no object has one.
+
+    Raises:
+        InputError: One is something else.
+    """
+    if all(one is None for one in velocities):
+        return None
+    unknown = float("nan")
+    rows = []
+    for one in velocities:
+        given = (unknown, unknown) if one is None else one
+        try:
+            row = [unknown if each is None else float(each) for each in given]
+        except (TypeError, ValueError):
+            row = []
+        if len(row) not in (2, 3):
+            raise InputError(f"a velocity is {one!r}; expected vx, vy in m/s, or None")
+        rows.append(row[:2])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _one_a_box(values: Any, name: str, what: str, rows: Tensor) -> Tensor | None:

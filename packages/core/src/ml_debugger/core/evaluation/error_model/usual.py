@@ -31,9 +31,10 @@ class Usual:
         """Learn it from statistics (n, s), NaN where unknown, and predicted classes (n,)."""
         known = np.isfinite(values)
         number = np.where((prediction >= 0) & (prediction < n_class), prediction, n_class)
+        given = np.where(known, values, 0.0).astype(np.float64)
+        middle = given.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        off = np.where(known, given - middle, 0.0)
         sums = np.zeros((3, n_class + 1, values.shape[1]))
-        middle = np.nan_to_num(np.mean(values, axis=0, where=known, dtype=np.float64))
-        off = np.where(known, values - middle, 0.0)
         for at, part in enumerate((known.astype(np.float64), off, off**2)):
             np.add.at(sums[at], number, part)
         whole = sums.sum(axis=1, keepdims=True)
