@@ -232,6 +232,13 @@ class MMDetectionContract(AdapterContract):
         assert self.adapter.images(raw()) == self.adapter.images(given()) == 2
         assert self.adapter.images(given()["inputs"]) == 2
 
+    def test_takes_what_the_loader_gives(self, detector: Any, hooked: Any) -> None:
+        detector.data_preprocessor = preprocessor()
+        with ObjectDetectionTracer(detector, "m", "v") as tracer, torch.no_grad():
+            said = tracer(raw(), raw()["data_samples"], ["a", "b"], "val")
+        for one, same in zip(said, hooked.images, strict=True):
+            assert torch.equal(one.pred_instances.bboxes, same.seen.boxes)
+
 
 @cache
 def spread_weights(family: type[MMDetectionContract]) -> dict[str, Tensor]:

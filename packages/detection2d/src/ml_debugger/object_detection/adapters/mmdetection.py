@@ -1,9 +1,9 @@
 """Detectors of MMDetection 3 that answer with proposals or queries: R-CNN and DETR.
 
 A model is read where it returns predictions: `model(inputs=..., data_samples=..., mode="predict")`
-with what `model.data_preprocessor(data, False)` returned, so a tracer is called with a mapping of
-these three. `model.test_step(data)`, which a `Runner` and a `DetInferencer` call, comes to the
-same. The modes "tensor" and "loss" return no boxes. A model puts its boxes into the data samples
+with what `model.data_preprocessor(data, False)` returned. `model.test_step(data)`, which a `Runner`
+and a `DetInferencer` call, comes to the same, and so does a tracer that is called with what the
+loader gives, a list of images as `inputs`. The modes "tensor" and "loss" return no boxes. A model puts its boxes into the data samples
 that it was given: read its output before it is called with the same ones again.
 
 Models are known by their heads: those that left alone the methods that an adapter goes by. Not
@@ -24,6 +24,7 @@ from typing_extensions import override
 from ml_debugger.core.detection.families import is_a
 from ml_debugger.core.detection.precision import as_computed
 from ml_debugger.core.errors import InputError, UnsupportedModelError
+from ml_debugger.core.layers import unwrap
 from ml_debugger.object_detection.adapters.base import Call, Calls, DetectionAdapter
 from ml_debugger.object_detection.adapters.torchvision_rcnn import images_of
 from ml_debugger.object_detection.output import (
@@ -107,6 +108,13 @@ class MMDetectionBase(DetectionAdapter):
     @override
     def shared(self, model: nn.Module) -> Sequence[tuple[Any, str]]:
         return [(model.get_submodule(self._settings), "test_cfg")]
+
+    @override
+    def run(self, model: nn.Module, model_input: Any) -> Any:
+        if isinstance(model_input, Mapping) and isinstance(model_input.get("inputs"), list | tuple):
+            inner: Any = unwrap(model)
+            model_input = {**inner.data_preprocessor(model_input, False), "mode": "predict"}
+        return super().run(model, model_input)
 
     @override
     def images(self, model_input: Any) -> int | None:
