@@ -90,6 +90,7 @@ def test_a_statistic_is_seen_against_what_is_usual_of_the_class(rare):
         score=np.full(n, 0.6, np.float32),
         statistics=length[:, None].astype(np.float32),
     )
+    observations.statistics[0] = 1e9  # one that is out of all measure changes nothing for others
     model, found = ErrorModel.fit(observations, np.where(wrong, -1, prediction), n_class=3)
     assert metrics.auroc(found.error_proba, wrong) > 0.9
     again = ErrorModel.restore(model.arrays(), json.loads(json.dumps(model.settings())))
@@ -100,8 +101,18 @@ def test_a_statistic_is_seen_against_what_is_usual_of_the_class(rare):
         )
         assert np.isfinite(model.estimate(one).error_proba).all()
     old = {name: one for name, one in model.arrays().items() if not name.startswith("usual.")}
-    with pytest.raises(SchemaError, match="evaluate anew"):
+    with pytest.raises(SchemaError, match="usual of its statistics.*evaluate anew"):
         ErrorModel.restore(old, json.loads(json.dumps(model.settings())))
+
+
+def test_statistics_without_a_column_are_none():
+    observations, target, _ = made(300)
+    observations = replace(observations, statistics=np.zeros((300, 0), np.float32))
+    model, _ = ErrorModel.fit(observations, target)
+    again = ErrorModel.restore(model.arrays(), json.loads(json.dumps(model.settings())))
+    np.testing.assert_array_equal(
+        model.estimate(observations).error_proba, again.estimate(observations).error_proba
+    )
 
 
 def test_a_restored_model_gives_the_same_answers():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ml_debugger.core.detection import linking
 from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.object_detection_3d.link import link
 from ml_debugger.object_detection_3d.output import Detections, HeadRows
@@ -95,6 +96,8 @@ def test_a_score_of_very_many_rows_costs_little() -> None:
     at = torch.arange(0, count, 500)
     seen = kept(rows, at, torch.ones_like(at))
     assert torch.equal(link(seen, rows), at)
+    reach = torch.full((len(at),), 0.01)
+    assert len(linking._alike(seen, seen.labels, reach, rows)[0]) < 10_000 * len(at)
 
 
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf])
@@ -109,4 +112,16 @@ def test_a_model_that_diverged_costs_little() -> None:
     rows = made(300_000, width=7)
     rows.scores[:], rows.boxes[:] = torch.nan, torch.nan
     at = torch.arange(0, 300_000, 500)
-    assert not link(kept(rows, at, torch.ones_like(at)), rows).any()  # the first is as good as any
+    seen = kept(rows, at, torch.ones_like(at))
+    assert not link(seen, rows).any()  # the first is as good as any
+    assert len(linking._alike(seen, seen.labels, torch.ones(len(at)), rows)[0]) == len(at)
+
+
+def test_a_box_that_is_not_finite_may_begin_elsewhere() -> None:
+    rows = made(width=7)
+    seen = kept(rows, AT, LABELS)
+    seen.boxes[0, 0] += 0.01
+    seen.boxes[0, 5] = torch.inf
+    seen.boxes[1, 0] += 1e-5
+    seen.boxes[1, 1] = torch.nan
+    assert torch.equal(link(seen, rows), AT)

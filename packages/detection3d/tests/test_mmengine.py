@@ -221,3 +221,20 @@ def test_what_cannot_be_traced_is_refused_before_the_run(tmp_path: Path) -> None
     config.load_from = None
     with pytest.raises(TypeError, match="no installed task knows Linear"):
         Runner.from_cfg(config).val()
+
+
+def test_two_hooks_of_one_runner(tmp_path: Path) -> None:
+    from mmengine.runner import Runner
+
+    config = configured(tmp_path)
+    other = {
+        "type": "MLDebuggerHook",
+        "model_name": "m",
+        "version_name": "two",
+        "score_thresh": 0.2,
+    }
+    config.custom_hooks.append(other)
+    made = Runner.from_cfg(config)
+    made.val()
+    assert "run" not in vars(made.val_loop)
+    assert len(records("hook")["id"]) == len(records("two")["id"]) == FRAMES

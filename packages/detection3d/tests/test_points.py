@@ -141,3 +141,35 @@ def test_an_adapters_boxes_are_counted():
         tracer(clouds, small.truths(model, clouds), range(2), "val")
     assert (recorded("predicted") >= 0).all()
     assert (recorded("actual") >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "model_input",
+    [
+        torch.rand(1, 4, 1000) - 0.5,  # as PointNet has them
+        torch.rand(1, 40, 60),  # a map of what is where
+    ],
+)
+def test_what_has_no_points_in_rows_is_no_cloud(model_input):
+    traced(model_input, TRUTH)
+    assert np.isnan(recorded("predicted")).all()
+    assert recorded("actual").tolist() == [77]
+
+
+def test_padding_is_no_point():
+    padded = torch.cat([CLOUD, torch.zeros(500, 4)])
+    traced(padded[None], TRUTH)
+    assert recorded("predicted").tolist() == [1, 0]
+
+
+def test_boxes_as_large_as_the_cloud():
+    boxes, cloud = scene(0, 40, 20_000, 30)
+    boxes[:, 3:6] = 200.0
+    assert torch.equal(count_points(boxes, cloud), slow(boxes, cloud))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_boxes_and_cloud_may_be_on_different_devices():
+    boxes, cloud = scene(0, 40, 2000, 30)
+    found = [count_points(a, b) for a in (boxes, boxes.cuda()) for b in (cloud, cloud.cuda())]
+    assert all(torch.equal(one, found[0]) for one in found)

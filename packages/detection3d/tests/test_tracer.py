@@ -446,3 +446,54 @@ def test_iou_of_the_option_is_that_of_the_package():
     true = truths[truths.input_id == found.input_id]
     overlap = iou([[found[name] for name in small.NAMES]], true[list(small.NAMES)].to_numpy())
     assert overlap.max() == pytest.approx(found.iou, abs=1e-5)
+
+
+class Counted(torch.nn.Module):
+    """Finds as many boxes in a cloud as it has points."""
+
+    def forward(self, clouds):
+        return [torch.ones(len(one), 7) for one in clouds]
+
+
+class CountedTracer(ObjectDetection3DTracer):
+    width = len(NAMES)
+
+    @staticmethod
+    def detect(model):
+        return isinstance(model, Counted)
+
+    def _get_n_class(self, model):
+        return 1
+
+    def _parse_model_output(self, model_output):
+        return [
+            Detection3DOutput(
+                one,
+                one[:, 0],
+                one[:, 0].long() * 0,
+                statistics=torch.ones(len(one), self.width) if len(one) else None,
+            )
+            for one in model_output
+        ]
+
+
+def count(*sizes, kind=CountedTracer):
+    with kind(Counted(), "m", "v", {}) as tracer:
+        for number, size in enumerate(sizes):
+            tracer([torch.ones(size, 4)], [{"boxes": [], "labels": []}], [str(number)], "val")
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 2), (0, 3)])
+def test_a_batch_without_boxes_goes_with_numbers_of_ones_own(sizes):
+    count(*sizes)
+    columns, counts = stored()
+    assert sorted(counts.tolist()) == sorted(sizes)
+    assert (columns["predicted/statistics"] == np.ones((sum(sizes), len(NAMES)))).all()
+
+
+def test_numbers_of_ones_own_are_those_of_the_task():
+    class Odd(CountedTracer):
+        width = 5
+
+    with pytest.raises(UnsupportedModelError, match=r"\(2, 5\); expected \(n, 23\), or None"):
+        count(2, kind=Odd)

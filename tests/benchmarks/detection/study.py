@@ -31,7 +31,7 @@ class Boxes:
         image: The image of each box, shape (n,).
         images: How many images there are.
         score: Shape (n,).
-        statistics: Shape (n, s); s is 0 where what the head says around boxes is not known.
+        statistics: Shape (n, s).
         said: What a result says of each, by column.
         judged: Which count, shape (n,): not those in places where the truth asks not to look.
         wrong: Those that count and are errors, shape (judged,).
@@ -138,8 +138,6 @@ def boxes_of(result: Result, truth: Result, kind: str) -> Boxes:
         counts = records.counts("predicted")
         ids = np.repeat(records.column("input/id").to_numpy(zero_copy_only=False), counts)
         score = np.asarray(records.column("predicted/score"), np.float64)
-        there = "predicted/statistics" in records.names()
-        said = records.column("predicted/statistics") if there else np.zeros((len(score), 0))
         names = ("error_proba", "det_error_proba", "cls_error_proba")
         judged = [one in counted for one in zip(ids.tolist(), score.tolist(), strict=True)]
         assert sum(judged) == len(table)  # else boxes of an image have the same score
@@ -147,7 +145,7 @@ def boxes_of(result: Result, truth: Result, kind: str) -> Boxes:
             image=np.repeat(np.arange(len(counts)), counts),
             images=len(counts),
             score=score,
-            statistics=np.asarray(said, np.float64),
+            statistics=np.asarray(records.column("predicted/statistics"), np.float64),
             said={name: records.estimates(result.result_name, name) for name in names},
             judged=np.array(judged),
             wrong=table.column("wrong").to_numpy(zero_copy_only=False),
@@ -164,8 +162,6 @@ def others(known: Boxes, new: Boxes) -> Iterator[tuple[str, Floats]]:
     odds, new_odds = _odds(known.score[known.judged]), _odds(new.score)
     platt = LogisticRegression().fit(odds, known.wrong)
     yield "score, Platt-scaled", platt.predict_proba(new_odds)[:, 1]
-    if not known.statistics.size:
-        return
     columns = np.nan_to_num(np.hstack([known.statistics[known.judged], odds]))
     new_columns = np.nan_to_num(np.hstack([new.statistics, new_odds]))
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.2, max_iter=1000))

@@ -1,5 +1,7 @@
 """Step 4: one tracer's run, and the records of a model version that it adds to."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,11 @@ class Recording:
         home: str | PathLike[str] | None,
         *,
         recreate: bool,
-        **declared: Any,
+        task: str,
+        architecture: Sequence[str],
+        layers: Mapping[str, str],
+        fields: Sequence[Mapping[str, Any]],
+        label_fields: Sequence[Mapping[str, Any]],
     ) -> None:
         """Register the version and begin a run.
 
@@ -39,7 +45,11 @@ class Recording:
             settings: What decides which units are recorded.
             home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
             recreate: Drop the version's records first.
-            **declared: What `Store.register` asks for.
+            task: As in `Store.register`, like all that follow.
+            architecture: What makes up the model.
+            layers: Module path of each recorded layer, by alias.
+            fields: Declarations of the additional columns of inputs.
+            label_fields: The same for ground truth.
 
         Raises:
             InputError: The version is of another task, or a field has another type.
@@ -47,7 +57,15 @@ class Recording:
             StoreError: The store cannot be opened.
         """
         self.version, self.purpose, self.settings = version, purpose, settings
-        self._declared = declared
+        self._declared = partial(
+            store.Store.register,
+            version=version,
+            task=task,
+            architecture=architecture,
+            layers=layers,
+            fields=fields,
+            label_fields=label_fields,
+        )
         self._store = store.Store(home)
         try:
             self._begin(recreate=recreate)
@@ -103,7 +121,7 @@ class Recording:
 
     def _register(self, *, recreate: bool) -> "store.LocalRepository":
         def register(*, recreate: bool) -> "store.LocalRepository":
-            return self._store.register(self.version, recreate=recreate, **self._declared)
+            return self._declared(self._store, recreate=recreate)
 
         # one rank makes the version what the others then find
         first = distributed.once(lambda: register(recreate=recreate))

@@ -98,7 +98,8 @@ class MLDebuggerHook(Hook):  # type: ignore[misc, unused-ignore]  # without MMEn
     def after_run(self, runner: Any) -> None:
         """Leave the loops as they were."""
         while self._loops:
-            del self._loops.pop().run  # that of the instance, over that of its class
+            # that of the instance, over that of its class; another hook may have been faster
+            vars(self._loops.pop()).pop("run", None)
 
     def _traced(
         self, run: Callable[[], Any], kind: type[TrainingTracer], runner: Any, split: str

@@ -69,8 +69,9 @@ class DetectionOutput(BoxOutput):
         labels: Classes as the model numbers them, shape (n,), int64.
         logits: Class vector of the head's row that made each box, shape (n, C), or None.
         features: Feature vectors of each box by alias, shape (n, d).
-        statistics: What the head said around each box, shape (n, s); see
-            `ml_debugger.object_detection.statistics`. None where that is not known.
+        statistics: What is known of each box beside its class, shape (n, 19); see
+            `ml_debugger.object_detection.statistics`. None has said of it what boxes tell by
+            themselves.
         size: Height and width of the image, in pixels; None where that is not known.
         placement: Where the image lies in what the network saw; None where it is all of it.
         hidden: What the head said where the user sees no box; see

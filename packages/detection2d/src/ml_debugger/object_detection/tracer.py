@@ -66,7 +66,8 @@ class ObjectDetectionTorchTracer(DetectionTracer[ImageOutput, NMSConfig]):
     @override
     def read_outputs(self, output: Any, activations: Activations) -> Sequence[DetectionOutput]:
         found = self._parse_model_output(output, _sizes(activations.model_input))
-        return [_described(one) for one in checked(found, DetectionOutput, CORNERS)]
+        images = checked(found, DetectionOutput, CORNERS, statistics=len(SCHEMA.statistics))
+        return [_described(one) for one in images]
 
     @override
     def units_of(

@@ -9,6 +9,8 @@ from torch import Tensor
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.given import as_tensor
 
+#: Most numbers of a point: x, y, z, and what is measured or guessed of it.
+_WIDEST = 32
 #: x, y and z where the part that is looked at begins, then where it ends, in metres.
 Range = tuple[float, float, float, float, float, float]
 
@@ -48,7 +50,8 @@ def clouds_of(model_input: Any) -> Sequence[Tensor] | None:
 
 
 def _is_cloud(one: Any) -> bool:
-    return isinstance(one, Tensor) and one.ndim == 2 and one.shape[1] >= 3
+    """Tell whether it has points in rows: some maps have two dimensions, too, but are wider."""
+    return isinstance(one, Tensor) and one.ndim == 2 and 3 <= one.shape[1] <= _WIDEST
 
 
 def as_range(given: Any) -> Range | None:

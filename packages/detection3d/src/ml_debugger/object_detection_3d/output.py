@@ -69,7 +69,7 @@ class Detection3DOutput(BoxOutput):
         labels: Classes as the model numbers them, shape (n,), int64.
         logits: Class vector of the head's row that made each box, shape (n, C), or None.
         features: Feature vectors of each box by alias, shape (n, d).
-        statistics: What is known of each box beside its class, shape (n, s); see
+        statistics: What is known of each box beside its class, shape (n, 23); see
             `ml_debugger.object_detection_3d.statistics`. None has said of it what boxes tell by
             themselves.
         points: How many points lie in each box, shape (n,), int64; None has them counted where

@@ -15,18 +15,20 @@ def count_points(boxes: Tensor, cloud: Tensor) -> Tensor:
     """Count the points of a cloud that lie in each box.
 
     Args:
-        boxes: As `frames` defines them, shape (n, 7) or (n, 9), on the cloud's device.
-        cloud: Points x, y, z and more, in the same axes, shape (p, 3) or more.
+        boxes: As `frames` defines them, shape (n, 7) or (n, 9), on any device.
+        cloud: Points x, y, z and more, in the same axes, shape (p, 3) or more. One at the origin,
+            where the sensor is, is what batches are padded with.
 
     Returns:
-        Shape (n,), int64; none for a box that is not finite.
+        Shape (n,), int64, on the CPU; 0 for a box that is not finite.
     """
-    cloud, boxes = cloud[:, :3].float(), boxes[:, :7].float()
-    cloud = cloud[torch.isfinite(cloud).all(1)]
+    cloud = cloud[:, :3].float()
+    cloud = cloud[torch.isfinite(cloud).all(1) & cloud.any(1)]
     found = torch.zeros(len(boxes), dtype=torch.int64, device=cloud.device)
+    boxes = boxes[:, :7].to(cloud.device, torch.float32)
     sound = torch.isfinite(boxes).all(1).nonzero().squeeze(1)
     if not len(cloud) or not len(sound):
-        return found
+        return found.cpu()
     boxes = boxes[sound]
     # points in the order of their strip, and of y in it: those near a box are few stretches
     low, high = cloud.amin(0), cloud.amax(0)
@@ -40,10 +42,14 @@ def count_points(boxes: Tensor, cloud: Tensor) -> Tensor:
     box, strip = _spread(first, last - first + 1)
     start = torch.searchsorted(keys, sort_keys(strip, (y - reach)[box]))
     stop = torch.searchsorted(keys, sort_keys(strip, (y + reach)[box]), right=True)
-    at, point = _spread(start, stop - start)
-    for some, near in zip(box[at].split(_PAIRS), point.split(_PAIRS), strict=True):
-        found.index_add_(0, sound[some], _inside(boxes[some], cloud[near]).long())
-    return found
+    near = stop - start
+    part = near.cumsum(0) // _PAIRS  # boxes may be as large as the cloud
+    sizes = part.unique_consecutive(return_counts=True)[1].tolist()
+    for piece in torch.arange(len(box), device=box.device).split(sizes):
+        at, point = _spread(start[piece], near[piece])
+        which = box[piece][at]
+        found.index_add_(0, sound[which], _inside(boxes[which], cloud[point]).long())
+    return found.cpu()
 
 
 def _inside(boxes: Tensor, points: Tensor) -> Tensor:

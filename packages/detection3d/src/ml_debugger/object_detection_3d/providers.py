@@ -182,7 +182,8 @@ class InfoJSON:
             known = (label, False) if self._numbers is None else self._numbers.get(label)
             if label < 0 or known is None:
                 continue
-            lidar, radar = (int(one.get(f"num_{name}_pts", -1)) for name in ("lidar", "radar"))
+            counts = (one.get(f"num_{name}_pts") for name in ("lidar", "radar"))
+            lidar, radar = (-1 if number is None else int(number) for number in counts)
             rows.append(one["bbox_3d"])
             speed = one.get("velocity")
             speeds.append(None if speed == -1 else speed)  # what MMDetection3D says of KITTI's
@@ -267,7 +268,7 @@ class KITTILabels:
             InputError: A file is not KITTI's, or the calibration is not there.
         """
         names = [one for one in ends(input_id) if "/" not in one and one not in ("", ".", "..")]
-        names += [one.zfill(6) for one in names if one.isdecimal()]
+        names += [input_id.zfill(6)] if input_id.isdecimal() else []
         file = next((f"{one}.txt" for one in names if (self._labels / f"{one}.txt").is_file()), "")
         if not file:
             return None

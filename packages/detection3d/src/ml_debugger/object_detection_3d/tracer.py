@@ -86,7 +86,13 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
 
     @override
     def read_outputs(self, output: Any, activations: Activations) -> Sequence[Detection3DOutput]:
-        found = checked(self._parse_model_output(output), Detection3DOutput, BOX, SPEED)
+        found = checked(
+            self._parse_model_output(output),
+            Detection3DOutput,
+            BOX,
+            SPEED,
+            statistics=len(SCHEMA.statistics),
+        )
         if self._frame() == "global":  # elsewhere only a diverged model sees anything so far away
             for one in found:
                 refuse_far(one.boxes)
@@ -147,7 +153,7 @@ class ObjectDetection3DTorchTracer(DetectionTracer[FrameOutput, NMSConfig]):
         boxes = torch.stack([actual[name] for name in BOX], 1).split(counts)
         points = actual["points"].split(counts)
         counted = [
-            given if cloud is None else count_points(some.to(cloud.device), cloud).float().cpu()
+            given if cloud is None else count_points(some, cloud).float()
             for some, given, cloud in zip(boxes, points, clouds, strict=True)
         ]
         return replace(actual, columns={**actual.columns, "points": torch.cat([*counted, _NONE])})
@@ -178,7 +184,7 @@ def _recorded(one: FrameOutput, cloud: Tensor | None, frame: Frame) -> Detection
         best = Candidates.of(rows)
         best = best._replace(boxes=from_mmdet3d(best.boxes, one.convention))
         candidates = Candidates(*(part.cpu() for part in best))
-    points = None if cloud is None else count_points(boxes, cloud).cpu()
+    points = None if cloud is None else count_points(boxes, cloud)
     row = None if made_by is None else made_by.cpu()
     return Detection3DOutput(
         boxes=boxes,

@@ -89,8 +89,12 @@ def _alike(
     begin, around = seen.boxes[:, 0], 2 * reach  # twice: differences are rounded
     first = torch.searchsorted(keys, sort_keys(group, begin - around))
     each = torch.searchsorted(keys, sort_keys(group, begin + around), right=True) - first
-    # of boxes that are not finite nothing more can tell
-    each = torch.where(torch.isfinite(seen.boxes).all(1), each, each.clamp(max=1))
+    # of boxes that are not finite nothing more can tell, nor need they begin where the row does
+    broken, end = ~torch.isfinite(seen.boxes).all(1), torch.full_like(begin, torch.inf)
+    start = torch.searchsorted(keys, sort_keys(group, -end))
+    there = torch.searchsorted(keys, sort_keys(group, end), right=True) > start
+    first = torch.where(broken & (each == 0), start, first)
+    each = torch.where(broken, there.long(), each)
     box = torch.arange(len(labels), device=labels.device).repeat_interleave(each)
     before = each.cumsum(0) - each  # pairs of earlier boxes
     at = torch.arange(len(box), device=box.device) + (first - before)[box]

@@ -1,11 +1,11 @@
 """Settings that tracers lend to a model, and that the model gets back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -18,20 +18,29 @@ class _Copy:
     """A copy in the place of a mapping that other models may read too."""
 
     def __init__(self, owner: Any, name: str) -> None:
-        self._owner, self._name, self._own = owner, name, getattr(owner, name)
+        # the owner may be the model, which must not be kept for what is lent to it
+        self._owner, self._name, self._own = ref(owner), name, getattr(owner, name)
         self._before, self._copy = deepcopy(self._own), deepcopy(self._own)
         setattr(owner, name, self._copy)
 
     def give_back(self) -> None:
         """Put the mapping itself back, with what the user changed in the copy meanwhile."""
-        if getattr(self._owner, self._name) is not self._copy:
+        owner = self._owner()
+        if owner is None or getattr(owner, self._name) is not self._copy:
             return  # the user has put another there
         for key in self._before.keys() - self._copy.keys():
             self._own.pop(key, None)
         for key, value in self._copy.items():
-            if key not in self._before or self._before[key] != value:
+            if key not in self._before or not _same(self._before[key], value):
                 self._own[key] = value
-        setattr(self._owner, self._name, self._own)
+        setattr(owner, self._name, self._own)
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # arrays are not just equal or not
+        return False
 
 
 @dataclass
@@ -97,7 +106,8 @@ def lend(
 
     with _lock:
         if model not in _lent:
-            _lent[model] = _Lent([_Copy(*one) for one in shared])
+            mappings = [one for one in shared if isinstance(getattr(*one), MutableMapping)]
+            _lent[model] = _Lent([_Copy(*one) for one in mappings])
         lent = _lent[model]
         for name in names:
             lent.before.setdefault(name, getattr(own, name))

@@ -21,7 +21,8 @@ class BoxOutput:
         labels: Classes as the model numbers them, shape (n,), int64.
         logits: Class vector of the head's row that made each box, shape (n, C), or None.
         features: Feature vectors of each box by alias, shape (n, d).
-        statistics: What the head said around each box, shape (n, s); None where that is not known.
+        statistics: The task's statistics of each box, shape (n, s); None where they are still to be
+            taken.
     """
 
     boxes: Tensor
@@ -39,7 +40,12 @@ Output = TypeVar("Output", bound=BoxOutput)
 
 
 def checked(
-    outputs: object, kind: type[Output], columns: Sequence[str], optional: Sequence[str] = ()
+    outputs: object,
+    kind: type[Output],
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    statistics: int,
 ) -> list[Output]:
     """Return the outputs of a batch, if that is what they are.
 
@@ -50,6 +56,7 @@ def checked(
         kind: What it has to be a sequence of.
         columns: What makes a box, d of them.
         optional: What boxes may have beside these, all of it or nothing.
+        statistics: How many the task has of a box.
 
     Raises:
         UnsupportedModelError: They are something else, or do not fit together.
@@ -74,6 +81,12 @@ def checked(
                     f"{name} of {kind.__name__} of input {number} is of type "
                     f"{type(getattr(one, name)).__name__}; expected a tensor"
                 )
+        if one.statistics is not None and one.statistics.shape[1:] != (statistics,):
+            raise UnsupportedModelError(
+                f"statistics of {kind.__name__} of input {number} have shape "
+                f"{tuple(one.statistics.shape)}; expected (n, {statistics}), or None to have "
+                "them taken"
+            )
         given = {each.name: getattr(one, each.name) for each in fields(one)} | _vectors(one)
         lengths = {name: len(each) for name, each in given.items() if isinstance(each, Tensor)}
         if len(set(lengths.values())) > 1 or one.boxes.shape[1:] not in [(n,) for n in widths]:

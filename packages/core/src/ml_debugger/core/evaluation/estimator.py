@@ -378,7 +378,12 @@ class ErrorModel:
             SchemaError: It was written by a version that this one cannot read.
         """
         usual = _below("usual.", arrays)
-        if settings.get("version") != _VERSION or bool(settings.get("statistics")) != bool(usual):
+        if settings.get("statistics") and not usual:
+            raise SchemaError(
+                "the estimator does not know what is usual of its statistics, as those of this "
+                "version do; evaluate anew"
+            )
+        if settings.get("version") != _VERSION:
             raise SchemaError(
                 f"estimator of version {settings.get('version')!r}, this one reads {_VERSION} and "
                 "would not give the same probabilities; evaluate anew"

@@ -3,8 +3,9 @@
 A model is read where it returns predictions: `model(inputs=..., data_samples=..., mode="predict")`
 with what `model.data_preprocessor(data, False)` returned. `model.test_step(data)`, which a `Runner`
 and a `DetInferencer` call, comes to the same, and so does a tracer that is called with what the
-loader gives, a list of images as `inputs`. The modes "tensor" and "loss" return no boxes. A model puts its boxes into the data samples
-that it was given: read its output before it is called with the same ones again.
+loader gives, a list of images as `inputs`. The modes "tensor" and "loss" return no boxes. A model
+puts its boxes into the data samples that it was given: read its output before it is called with the
+same ones again.
 
 Models are known by their heads: those that left alone the methods that an adapter goes by. Not
 known are Cascade R-CNN, SSD, YOLOv3, GFL, PAA, TOOD, VFNet, DDQ and Grounding DINO, among others.
@@ -111,7 +112,8 @@ class MMDetectionBase(DetectionAdapter):
 
     @override
     def run(self, model: nn.Module, model_input: Any) -> Any:
-        if isinstance(model_input, Mapping) and isinstance(model_input.get("inputs"), list | tuple):
+        raw = isinstance(model_input, Mapping) and "mode" not in model_input
+        if raw and isinstance(model_input["inputs"], list | tuple):
             inner: Any = unwrap(model)
             model_input = {**inner.data_preprocessor(model_input, False), "mode": "predict"}
         return super().run(model, model_input)

@@ -1,6 +1,7 @@
 """What MMDetection3D's detectors can be called with under a tracer.
 
-- What has been preprocessed (`inputs` with `voxels` or `imgs`), or says its `mode`: as it is.
+- What says its `mode`: as it is.
+- What has been preprocessed (`inputs` with `voxels` or `imgs`): in the mode "predict".
 - What a loader gives: `inputs` and `data_samples`. As `model.test_step` does.
 - `points` and `img`, with `img_metas` (a dict of metainfo a frame) or `data_samples`.
 - Point clouds: one (n, c), a list of them, or a batch (frames, n, c).
@@ -32,7 +33,7 @@ def arguments(model: Any, model_input: Any, frame: Frame) -> Mapping[str, Any]:
     given = model_input if named else {"points": model_input}
     inputs = given.get("inputs", given)
     if isinstance(inputs, Mapping) and ("voxels" in inputs or "imgs" in inputs):
-        return given
+        return {**given, "mode": "predict"}
     batch = _inputs(model, inputs, frame)
     samples = _samples(given, len(next(iter(batch.values()))), frame)
     data = {"inputs": batch, "data_samples": samples}
@@ -57,6 +58,8 @@ def _inputs(model: Any, given: Any, frame: Frame) -> dict[str, Any]:
             f"{wanted if frame == 'camera' else 'point clouds'}; or call the tracer with what the "
             "model's data loader gives: {'inputs': ..., 'data_samples': ...}"
         )
+    if not len(found[needed]):
+        raise InputError("the batch is empty; give it a frame")
     if len({len(values) for values in found.values()}) != 1:
         counts = ", ".join(f"{len(values)} {name}" for name, values in found.items())
         raise InputError(f"a batch has {counts}; give each frame one of each")

@@ -154,7 +154,9 @@ class Sources:
         names = [f"{alias}.{column}" for alias in self.layers for column in layer.COLUMNS]
         names += [] if self.temperature is None else head.COLUMNS
         names += ["score"] if self.has_score else []
-        return (*names, *(f"statistic.{number}" for number in range(self.free)))
+        width = 0 if self.usual is None else self.usual.width
+        parts = ("", ".off", ".odd")  # see `Usual.columns`
+        return (*names, *(f"statistic.{at}{part}" for part in parts for at in range(width)))
 
     @property
     def free(self) -> int:

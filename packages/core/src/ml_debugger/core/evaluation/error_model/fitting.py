@@ -161,7 +161,7 @@ def fit(
         progress(0.2 * (number + 1) / len(observations.features))
 
     usual = None
-    if observations.statistics is not None:
+    if observations.statistics is not None and observations.statistics.shape[1]:
         some = units.rows[:_SAMPLE]  # in canonical order, so the first are a sample
         usual = Usual.fit(observations.statistics[some], observations.prediction[some], n_class)
     opinion = _model_opinion(observations, units)

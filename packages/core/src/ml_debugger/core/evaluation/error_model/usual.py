@@ -10,6 +10,8 @@ from ml_debugger.core.evaluation.error_model.scaling import Array, Floats, Integ
 
 #: A class counts as so many units of its own, and this many that are like all others.
 _LIKE_ALL = 10.0
+#: What lies beyond these quantiles of all counts as if it lay there.
+_ENDS = (0.001, 0.999)
 #: Deviations of a statistic from what is usual, at most.
 _CLIP = 4.0
 
@@ -21,10 +23,12 @@ class Usual:
     Attributes:
         centre: Shape (K + 1, s), float64; the last row is of all classes.
         spread: Likewise, above 0.
+        ends: Least and largest value of each that is not out of all measure, shape (2, s).
     """
 
     centre: Floats
     spread: Floats
+    ends: Floats
 
     @classmethod
     def fit(cls, values: Array, prediction: Integers, n_class: int) -> Self:
@@ -32,7 +36,12 @@ class Usual:
         known = np.isfinite(values)
         number = np.where((prediction >= 0) & (prediction < n_class), prediction, n_class)
         given = np.where(known, values, 0.0).astype(np.float64)
-        middle = given.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        ends = np.zeros((2, values.shape[1]))
+        for at, there in enumerate(known.T):
+            if there.any():
+                ends[:, at] = np.quantile(given[there, at], _ENDS)
+        given = np.clip(given, *ends)  # one outlier must not make everything else usual
+        middle = given.sum(axis=0, where=known) / np.maximum(known.sum(axis=0), 1)
         off = np.where(known, given - middle, 0.0)
         sums = np.zeros((3, n_class + 1, values.shape[1]))
         for at, part in enumerate((known.astype(np.float64), off, off**2)):
@@ -44,7 +53,7 @@ class Usual:
         count = np.maximum(count, 1e-9)
         mean = first / count
         spread = np.sqrt(np.maximum(second / count - mean**2, 0.0))
-        return cls(middle + mean, np.where(spread > 1e-9, spread, np.inf))
+        return cls(middle + mean, np.where(spread > 1e-9, spread, np.inf), ends)
 
     @property
     def width(self) -> int:
@@ -63,13 +72,13 @@ class Usual:
         """
         known = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
         off = np.clip((known - self.centre[prediction]) / self.spread[prediction], -_CLIP, _CLIP)
-        return np.hstack([known, off, np.abs(off)])
+        return np.hstack([np.clip(known, *self.ends), off, np.abs(off)])
 
     def arrays(self) -> dict[str, Array]:
         """Return what was learnt, by name."""
-        return {"centre": self.centre, "spread": self.spread}
+        return {"centre": self.centre, "spread": self.spread, "ends": self.ends}
 
     @classmethod
     def restore(cls, arrays: Mapping[str, Array]) -> Self:
         """Undo `arrays`."""
-        return cls(arrays["centre"], arrays["spread"])
+        return cls(arrays["centre"], arrays["spread"], arrays["ends"])
