@@ -156,14 +156,13 @@ def test_the_users_choice_of_a_mode_is_passed_on() -> None:
         lambda _, args, kwargs: modes.append(kwargs.get("mode")), with_kwargs=True
     )
     with ObjectDetection3DTracer(model, "m", "v") as tracer, torch.no_grad():
-        for mode in ("tensor", None):
-            call = model.data_preprocessor(raw(FAMILIES["PointPillars"]), False)
-            call |= {} if mode is None else {"mode": mode}
-            with pytest.raises(UnsupportedModelError, match="mode='predict'"):
-                tracer(call, None, ["a", "b"])
-        tracer(raw(FAMILIES["PointPillars"]), None, ["a", "b"])
+        ready = [model.data_preprocessor(raw(FAMILIES["PointPillars"]), False) for _ in range(2)]
+        with pytest.raises(UnsupportedModelError, match="mode='predict'"):
+            tracer({**ready[0], "mode": "tensor"}, None, ["a", "b"])
+        for call in (ready[1], raw(FAMILIES["PointPillars"])):
+            tracer(call, None, ["a", "b"])
         assert model.training
-    assert modes == ["tensor", None, "predict"]
+    assert modes == ["tensor", "predict", "predict"]
 
 
 WRONG = [
