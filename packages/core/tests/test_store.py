@@ -30,6 +30,7 @@ from ml_debugger.core.store import (
     catalogue,
     home,
     repository,
+    schema,
 )
 
 VERSION = ModelVersion("net", "v1")
@@ -761,7 +762,7 @@ def test_compaction_gives_space_back_and_readers_do_not_notice(store, repo, run)
     assert store.compact() == 0
     with Store(store.home) as other:
         assert other.open(VERSION).records().column("predicted/score").tolist() == [7]
-    store._reader.close()
+    store._segments._reader.close()
     with pytest.raises(StoreError, match="deleted while they were read"):
         deleted.column("predicted/score")
 
@@ -801,14 +802,14 @@ def test_compaction_beside_a_writer_and_a_reader(store, repo, run):
                 writer.write(number, [batch([f"k{k}"], epoch=100), batch(range(200), epoch=k)])
                 writer.delete_epoch(k)
                 if k % 5 == 4:
-                    mine._writer.close()
+                    mine._segments.end()
 
     def read():
         with Store(store.home) as mine:
             reader = mine.open(VERSION)
             while not stop.is_set():
                 records = reader.records(Scope(n_epoch=100))
-                mine._reader.close()
+                mine._segments._reader.close()
                 if records.column("predicted/score").shape != (records.inputs,):
                     problems.append(records.inputs)
 
@@ -865,7 +866,7 @@ def test_verify_finds_damage(store, repo, run):
     path.unlink()
     assert "is missing" in store.verify()[0]
     fresh = Store(store.home)
-    with pytest.raises(StoreError, match="is missing from the store"):
+    with pytest.raises(StoreError, match="is missing; restore it"):
         fresh.open(VERSION).records().column("predicted/score")
     fresh.close()
 
@@ -948,17 +949,46 @@ def test_an_older_schema_is_migrated_in_one_go(tmp_path, monkeypatch):
         connection.exec_driver_sql("CREATE TABLE half (x)")
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
-    now = catalogue.SCHEMA
-    monkeypatch.setattr(catalogue, "SCHEMA", now + 2)
-    monkeypatch.setattr(catalogue, "MIGRATIONS", {now: step, now + 1: broken})
+    now = schema.SCHEMA
+    monkeypatch.setattr(schema, "SCHEMA", now + 2)
+    monkeypatch.setattr(schema, "MIGRATIONS", {now: step, now + 1: broken})
     with pytest.raises(StoreError):
         Store(tmp_path)
-    monkeypatch.setattr(catalogue, "MIGRATIONS", {now: step, now + 1: lambda _connection: None})
+    monkeypatch.setattr(schema, "MIGRATIONS", {now: step, now + 1: lambda _connection: None})
     Store(tmp_path).close()
     raw = sqlite3.connect(tmp_path / "catalogue.db")
     assert raw.execute("SELECT number FROM schema_number").fetchall() == [(now + 2,)]
     assert raw.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall() == []
     raw.close()
+
+
+def _undo_sync(raw):
+    """Make a catalogue what it was before schema 3."""
+    raw.execute("DROP INDEX chunk_origin")
+    raw.execute("ALTER TABLE chunk DROP COLUMN origin")
+    for table in ("identity", "upload", "withdrawal"):
+        raw.execute(f"DROP TABLE {table}")
+    raw.execute("UPDATE schema_number SET number = 2")
+
+
+def test_chunks_of_a_store_of_the_second_schema_can_be_sent(tmp_path):
+    with Store(tmp_path) as store:
+        repo = register(store)
+        repo.write(repo.start_run("training"), [batch("ab")])
+    with sqlite3.connect(tmp_path / "catalogue.db") as raw:
+        _undo_sync(raw)
+    raw.close()
+    with Store(tmp_path) as store:
+        outbox = store.open(VERSION).outbox("there")
+        assert outbox.pending() == (1, 2, repo_bytes(store))
+        part, numbers = outbox.next_part()
+        assert part.inputs == 2
+        outbox.saved(numbers)
+        assert outbox.pending().chunks == 0
+
+
+def repo_bytes(store):
+    return store.versions()[0].bytes
 
 
 def test_runs_of_a_store_of_the_first_schema_have_no_known_settings(tmp_path):
@@ -967,6 +997,7 @@ def test_runs_of_a_store_of_the_first_schema_have_no_known_settings(tmp_path):
         repo.write(repo.start_run("training", settings={"score_thresh": 0.5}), [batch("ab")])
         assert repo.runs()[0].settings == {"score_thresh": 0.5}
     with sqlite3.connect(tmp_path / "catalogue.db") as raw:
+        _undo_sync(raw)
         raw.execute("ALTER TABLE run DROP COLUMN settings")
         raw.execute("UPDATE schema_number SET number = 1")
     raw.close()

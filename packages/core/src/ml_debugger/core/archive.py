@@ -20,10 +20,10 @@ from ml_debugger.core.errors import ArchiveError, InputError, StoreError
 from ml_debugger.core.layers import architecture_hash
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import LocalRepository, Repository, Scope, Store
-from ml_debugger.core.store.catalogue import SCHEMA
 from ml_debugger.core.store.columns import RECORDED_AT
 from ml_debugger.core.store.inspection import FORMAT, KIND, MANIFEST, Archive, inspected
 from ml_debugger.core.store.interchange import Incoming, to_part
+from ml_debugger.core.store.schema import SCHEMA
 
 LIBRARIES = ("ml-debugger-core", "torch", "numpy", "pyarrow")
 LONGEST_NAME = 150

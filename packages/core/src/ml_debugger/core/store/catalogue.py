@@ -1,42 +1,49 @@
-"""The SQLite database of the store: how it is opened, migrated, and used in transactions."""
+"""The database of a store: transactions, and the SQLite file that it is by default."""
 
 import fcntl
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, select
+from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
-from ml_debugger.core.store.tables import Base, SchemaRow
-
-#: Number of the tables in `tables.py`; grows by one with each entry of `MIGRATIONS`.
-SCHEMA = 2
-
-
-def _add_settings(connection: Connection) -> None:
-    """Let runs carry the settings they recorded with; what those were before is not known."""
-    connection.exec_driver_sql("ALTER TABLE run ADD COLUMN settings VARCHAR NOT NULL DEFAULT '{}'")
-
-
-#: What turns a catalogue of schema `n` into one of schema `n + 1`, by `n`.
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_settings}
+from ml_debugger.core.store import schema
 
 BUSY_SECONDS = 30
 PAGE_BYTES = 16384
 WRITE = {"begin": "BEGIN IMMEDIATE"}
 
-_open: "weakref.WeakSet[Catalogue]" = weakref.WeakSet()
+_open: "weakref.WeakSet[SqliteCatalogue]" = weakref.WeakSet()
 
 
-class Catalogue:
-    """The metadata of a store, in transactions.
+class Catalogue(Protocol):
+    """The metadata of a store, in transactions; safe for several threads and processes."""
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """A transaction that sees one state of the catalogue throughout."""
+
+    def writing(self) -> AbstractContextManager[Session]:
+        """A transaction that is committed, durably, when the block ends without an error.
+
+        There is one at a time, so that ids grow in the order in which they become visible.
+        """
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the database, in words; empty when sound."""
+
+    def close(self) -> None:
+        """Close the connections; idempotent, and a later transaction opens a new one."""
+
+
+class SqliteCatalogue:
+    """A catalogue in a file.
 
     Safe to use from several threads and processes at once: writers queue (up to 30 seconds),
     readers never wait. A forked child may go on reading; connections are closed before a fork,
@@ -77,7 +84,7 @@ class Catalogue:
                 yield session
 
     def check(self) -> list[str]:
-        """Let SQLite check the file; return what it found, empty when sound."""
+        """Let SQLite check the file."""
         with self.reading() as session:
             found = session.connection().exec_driver_sql("PRAGMA quick_check").scalars().all()
         return [f"{self.path}: {line}" for line in found if line != "ok"]
@@ -105,31 +112,10 @@ class Catalogue:
                 raw.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # only before the first table
                 raw.execute("PRAGMA journal_mode = WAL")
         with self._engine.execution_options(**WRITE).begin() as connection:
-            self._migrate(connection)
-
-    def _migrate(self, connection: Connection) -> None:
-        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
-        if not tables:
-            Base.metadata.create_all(connection)
-            connection.exec_driver_sql("INSERT INTO schema_number VALUES (?)", (SCHEMA,))
-            return
-        number = None
-        if SchemaRow.__tablename__ in tables:
-            number = connection.scalar(select(SchemaRow.number))
-        if number is None:
-            raise StoreError(
-                f"{self.path} is a database of something else; expected an ml-debugger "
-                "catalogue. Choose another folder with MLD_HOME or home="
-            )
-        if number > SCHEMA:
-            raise SchemaError(
-                f"{self.path} has schema {number}, this ml-debugger reads up to {SCHEMA}; "
-                "upgrade ml-debugger, or choose another folder with MLD_HOME or home="
-            )
-        for step in range(number, SCHEMA):
-            MIGRATIONS[step](connection)
-        if number != SCHEMA:
-            connection.exec_driver_sql("UPDATE schema_number SET number = ?", (SCHEMA,))
+            try:
+                schema.prepare(connection)
+            except (StoreError, SchemaError) as error:
+                raise type(error)(f"{self.path}: {error}") from None
 
 
 def _engine(path: Path) -> Engine:
@@ -188,7 +174,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {cause}; {advice}") from error
 
 
-_held: list[Catalogue] = []
+_held: list[SqliteCatalogue] = []
 
 
 def _before_fork() -> None:

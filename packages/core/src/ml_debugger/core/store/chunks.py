@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from ml_debugger.core.errors import StoreError
 from ml_debugger.core.store.catalogue import Catalogue
 from ml_debugger.core.store.columns import INPUT_ID, Column, Layout, decode
-from ml_debugger.core.store.segments import Bytes, SegmentReader, as_bytes, checksum
+from ml_debugger.core.store.segments import Bytes, Segments, as_bytes, checksum
 from ml_debugger.core.store.tables import ChunkRow, LayoutRow, RunRow, SegmentRow
 
 MOVES = 5  # how often a chunk may be found moved during one read before we give up
@@ -48,9 +48,9 @@ class Chunk:
 class ChunkSource:
     """Loads chunks from the catalogue and their bytes from the segments; thread-safe."""
 
-    def __init__(self, catalogue: Catalogue, reader: SegmentReader) -> None:
+    def __init__(self, catalogue: Catalogue, segments: Segments) -> None:
         self.catalogue = catalogue
-        self._reader = reader
+        self.segments = segments
         self._layouts: dict[int, Layout] = {}
         self._moved: dict[int, tuple[str, int]] = {}
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class ChunkSource:
         segment, offset = self._moved.get(chunk.id, (chunk.segment, chunk.offset))
         for _ in range(MOVES):
             try:
-                return self._reader.read(segment, offset + start, out)
+                return self.segments.read(segment, offset + start, out)
             except FileNotFoundError:
                 segment, offset = self._find(chunk)
         raise StoreError(f"chunk {chunk.id} keeps moving; wait for compaction to end and retry")
@@ -121,8 +121,8 @@ class ChunkSource:
     def _damaged(self, chunk: Chunk) -> StoreError:
         return StoreError(
             f"records of run {chunk.run} (epoch {chunk.n_epoch}, {chunk.dataset_type}) have "
-            f"changed on disk, in segment {chunk.segment} of {self.catalogue.path.parent}; restore "
-            "it, or find all that is affected with `ml-debugger doctor`"
+            f"changed on disk, in {self.segments.place(chunk.segment)}; restore it, or find all "
+            "that is affected with `ml-debugger doctor`"
         )
 
     def _find(self, chunk: Chunk) -> tuple[str, int]:
@@ -139,8 +139,8 @@ class ChunkSource:
             )
         if place == (self._moved.get(chunk.id) or (chunk.segment, chunk.offset)):
             raise StoreError(
-                f"segment {place[0]} is missing from the store at {self.catalogue.path.parent}; "
-                "restore it, or find what is affected with `ml-debugger doctor`"
+                f"{self.segments.place(place[0])} is missing; restore it, or find what is affected "
+                "with `ml-debugger doctor`"
             )
         with self._lock:
             self._moved[chunk.id] = place

@@ -84,6 +84,7 @@ class Encoded:
         buffers: Start (within the chunk) and length of each buffer, as int64 pairs.
         pieces: The bytes, in order, padding included; they still belong to the batches.
         nbytes: Their total, a multiple of 64.
+        origin: What it is called elsewhere: nothing, since it is made here.
     """
 
     n_epoch: int | None
@@ -95,6 +96,7 @@ class Encoded:
     buffers: bytes
     pieces: list[Bytes]
     nbytes: int
+    origin: None = None
 
 
 @dataclass(slots=True)

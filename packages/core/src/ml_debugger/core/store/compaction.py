@@ -16,6 +16,7 @@ from ml_debugger.core.store.segments import (
     SUFFIX,
     Bytes,
     SegmentReader,
+    Segments,
     SegmentWriter,
     as_bytes,
     checksum,
@@ -38,10 +39,9 @@ def compact(catalogue: Catalogue, folder: Path) -> int:
     return freed
 
 
-def verify(catalogue: Catalogue, folder: Path) -> list[str]:
+def verify(catalogue: Catalogue, segments: Segments) -> list[str]:
     """Return what is wrong with the store, in words; empty when it is sound."""
     problems = catalogue.check()
-    reader = SegmentReader(folder)
     with catalogue.reading() as session:
         query = (
             select(ChunkRow, SegmentRow.name, RunRow.uuid)
@@ -53,14 +53,14 @@ def verify(catalogue: Catalogue, folder: Path) -> list[str]:
     for chunk, name, run in chunks:
         what = f"{chunk.inputs} inputs of run {run}, epoch {chunk.n_epoch}, {chunk.dataset_type}"
         try:
-            data = _read(reader, name, chunk)
+            data = _read(segments, name, chunk)
         except FileNotFoundError:
-            problems.append(f"{folder / (name + SUFFIX)} is missing; it holds {what}")
+            problems.append(f"{segments.place(name)} is missing; it holds {what}")
         except StoreError as error:
             problems.append(f"{error} ({what})")
         else:
             if checksum([data]) != chunk.crc:
-                problems.append(f"{folder / (name + SUFFIX)} has changed on disk; affected: {what}")
+                problems.append(f"{segments.place(name)} has changed on disk; affected: {what}")
     return problems
 
 
@@ -135,7 +135,7 @@ def _move(catalogue: Catalogue, folder: Path, name: str, chunks: Sequence[ChunkR
         writer.close()
 
 
-def _read(reader: SegmentReader, name: str, chunk: ChunkRow) -> Bytes:
+def _read(segments: SegmentReader | Segments, name: str, chunk: ChunkRow) -> Bytes:
     data = as_bytes(np.empty(chunk.nbytes, np.uint8))
-    reader.read(name, chunk.offset, data)
+    segments.read(name, chunk.offset, data)
     return data

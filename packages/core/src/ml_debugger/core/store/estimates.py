@@ -41,7 +41,7 @@ def missing(catalogue: Catalogue, result: str, where: Sequence[Place]) -> list[i
             for row in session.execute(
                 select(EstimateRow.chunk_id, EstimateRow.known)
                 .where(EstimateRow.result == result)
-                .group_by(col(EstimateRow.chunk_id))
+                .distinct()
             )
         }
     return [

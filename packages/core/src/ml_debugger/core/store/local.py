@@ -15,12 +15,12 @@ from ml_debugger.core.errors import InputError, NothingToEvaluateError, ResultNo
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.settings import resolve_home
 from ml_debugger.core.store import compaction, registration
-from ml_debugger.core.store.catalogue import Catalogue
+from ml_debugger.core.store.catalogue import Catalogue, SqliteCatalogue
 from ml_debugger.core.store.chunks import ChunkSource
 from ml_debugger.core.store.contract import ResultInfo, VersionInfo
 from ml_debugger.core.store.home import folder_name, prepare
 from ml_debugger.core.store.repository import LocalRepository, moment
-from ml_debugger.core.store.segments import SegmentReader, SegmentWriter
+from ml_debugger.core.store.segments import FolderSegments, Segments
 from ml_debugger.core.store.tables import (
     ChunkRow,
     EstimateRow,
@@ -42,11 +42,19 @@ class Store:
         home: The folder.
     """
 
-    def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        catalogue: Catalogue | None = None,
+        segments: Segments | None = None,
+    ) -> None:
         """Open the store in a folder, making it where needed.
 
         Args:
             home: The folder; by default `MLD_HOME`, or `~/.ml_debugger`.
+            catalogue: Where the metadata lie, if not in a file of the folder.
+            segments: Where the values lie, if not in files of the folder.
 
         Raises:
             StoreError: The folder cannot be written, or the store is damaged.
@@ -54,11 +62,9 @@ class Store:
         """
         self.home = resolve_home(home)
         prepare(self.home)
-        self._segments = self.home / "segments"
-        self._catalogue = Catalogue(self.home / "catalogue.db")
-        self._writer = SegmentWriter(self._segments)
-        self._reader = SegmentReader(self._segments)
-        self._source = ChunkSource(self._catalogue, self._reader)
+        self._catalogue = catalogue or SqliteCatalogue(self.home / "catalogue.db")
+        self._segments = segments or FolderSegments(self.home / "segments")
+        self._source = ChunkSource(self._catalogue, self._segments)
 
     def register(
         self,
@@ -134,7 +140,7 @@ class Store:
                 func.sum(ChunkRow.nbytes),
                 func.max(ChunkRow.written_at),
             )
-            .group_by(col(VersionRow.id), col(ChunkRow.n_epoch))
+            .group_by(col(VersionRow.id), col(ModelRow.id), col(ChunkRow.n_epoch))
             .order_by(col(VersionRow.id), func.max(ChunkRow.id))
         )
         with self._catalogue.reading() as session:
@@ -225,17 +231,18 @@ class Store:
 
         Safe while other processes record and read.
         """
-        self._writer.close()  # what this process appended to may be rewritten too
-        return compaction.compact(self._catalogue, self._segments)
+        if not isinstance(self._segments, FolderSegments):
+            return 0  # they are given back by whoever keeps them
+        self._segments.end()  # what this process appended to may be rewritten too
+        return compaction.compact(self._catalogue, self._segments.folder)
 
     def verify(self) -> list[str]:
         """Read everything once and return what is damaged, in words; empty when sound."""
-        return compaction.verify(self._catalogue, self._segments)
+        return compaction.verify(self._catalogue, self._segments.anew())
 
     def close(self) -> None:
         """Close all files; idempotent."""
-        self._writer.close()
-        self._reader.close()
+        self._segments.close()
         self._catalogue.close()
 
     def __enter__(self) -> Self:
@@ -248,7 +255,6 @@ class Store:
         row, model = session.exec(_versions().where(VersionRow.id == number)).one()
         return LocalRepository(
             self._source,
-            self._writer,
             number,
             version=ModelVersion(model.name, row.name),
             task=row.task,

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from ml_debugger.core.errors import ArchitectureMismatchError, InputError
 from ml_debugger.core.layers import architecture_hash
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store.columns import FIELD_TYPES
+from ml_debugger.core.store.sending import delete_chunks
 from ml_debugger.core.store.tables import ChunkRow, ModelRow, VersionRow
 
 RESERVED = ("id", "recorded_at", "dataset_type", "n_epoch", "run")
@@ -48,7 +48,7 @@ def register(
             label_fields="[]",
         )
     elif recreate:
-        session.execute(delete(ChunkRow).where(col(ChunkRow.version_id) == row.id))
+        delete_chunks(session, col(ChunkRow.version_id) == row.id)
         row.task, row.layers, row.fields, row.label_fields = task, "{}", "[]", "[]"
     elif row.task != task:
         raise InputError(

@@ -7,10 +7,11 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, get_args
 
 import pyarrow as pa
-from sqlalchemy import delete, func, insert, true
+from sqlalchemy import func, insert, true
 from sqlmodel import Session, col, select
 from typing_extensions import override
 
@@ -27,8 +28,10 @@ from ml_debugger.core.store.contract import (
     Scope,
 )
 from ml_debugger.core.store.live import LiveRows
+from ml_debugger.core.store.parts import ChunkHeader, Part, RunHeader
 from ml_debugger.core.store.records import Records
-from ml_debugger.core.store.segments import SegmentWriter, checksum
+from ml_debugger.core.store.segments import checksum
+from ml_debugger.core.store.sending import Outbox, delete_chunks
 from ml_debugger.core.store.tables import ChunkRow, LayoutRow, RunRow, SegmentRow
 
 CHUNK_BYTES = 64 << 20
@@ -40,7 +43,6 @@ class LocalRepository(Repository):
     def __init__(
         self,
         source: ChunkSource,
-        writer: SegmentWriter,
         number: int,
         *,
         version: ModelVersion,
@@ -61,7 +63,7 @@ class LocalRepository(Repository):
         self.label_fields = tuple(label_fields)
         self._source = source
         self._catalogue = source.catalogue
-        self._writer = writer
+        self._segments = source.segments
         self._number = number
         self._live = LiveRows(source)
         self._runs: dict[str, int] = {}  # the runs this process records, and their rows
@@ -123,17 +125,99 @@ class LocalRepository(Repository):
             return
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
         sums = [checksum(chunk.pieces) for chunk in chunks]
-        with self._writer.appended(pieces) as place, self._catalogue.writing() as session:
-            self._insert(session, number, chunks, sums, *place)
+        ends = accumulate(chunk.nbytes for chunk in chunks)
+        with (
+            self._segments.appended(pieces) as (segment, start),
+            self._catalogue.writing() as session,
+        ):
+            offsets = [start + end - chunk.nbytes for end, chunk in zip(ends, chunks, strict=True)]
+            self._insert(session, [number] * len(chunks), chunks, sums, segment, offsets)
+
+    def adopt(self, part: Part) -> int:
+        """Add chunks of another store, all of them or none; durable on return.
+
+        Those that are here already, by their origin, are left as they are.
+
+        Args:
+            part: The chunks. Everything in it is checked first.
+
+        Returns:
+            How many inputs were added.
+
+        Raises:
+            InputError: The part cannot be believed, or does not fit this version.
+            StoreError: It cannot be written.
+        """
+        part.check(
+            *({k["name"]: k["type"] for k in one} for one in (self.fields, self.label_fields))
+        )
+        with self._catalogue.reading() as session:
+            here = _known(session, part)
+        wanted = [
+            pair
+            for pair in zip(part.header.chunks, part.bodies, strict=True)
+            if pair[0].origin not in here
+        ]
+        if not wanted:
+            return 0
+        with (
+            self._segments.appended([body for _, body in wanted]) as (segment, offset),
+            self._catalogue.writing() as session,
+        ):
+            here = _known(session, part)  # another request may have brought it meanwhile
+            runs = [self._adopted_run(session, one) for one in part.header.runs]
+            starts = accumulate((body.nbytes for _, body in wanted), initial=offset)
+            new = [
+                (chunk, start)
+                for (chunk, _), start in zip(wanted, starts, strict=False)
+                if chunk.origin not in here
+            ]
+            chunks, places = [one for one, _ in new], [start for _, start in new]
+            if chunks:
+                owners = [runs[one.run] for one in chunks]
+                sums = [one.crc for one in chunks]
+                self._insert(session, owners, chunks, sums, segment, places)
+        return sum(one.inputs for one in chunks)
+
+    def forget(self, origins: Sequence[str]) -> int:
+        """Delete chunks that were adopted, by their origin; return how many were here."""
+        mine = (col(ChunkRow.version_id) == self._number, col(ChunkRow.origin).in_(origins))
+        with self._catalogue.writing() as session:
+            found = len(session.exec(select(ChunkRow.id).where(*mine)).all())
+            delete_chunks(session, *mine)
+        self._live.clear()
+        return found
+
+    def outbox(self, service: str) -> Outbox:
+        """Return what is to be sent to a service, which is called by any text that is its own."""
+        return Outbox(self._source, self._number, self.version, service)
+
+    def _adopted_run(self, session: Session, header: RunHeader) -> int:
+        same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == header.run)
+        ranks = {one.rank: one for one in session.exec(same)}
+        if any(one.purpose != header.purpose for one in ranks.values()):
+            raise InputError(f"run {header.run} is not of purpose {header.purpose!r}")
+        row = ranks.get(header.rank)
+        if row is None:
+            row = RunRow(
+                version_id=self._number,
+                uuid=header.run,
+                settings=json.dumps(header.settings),
+                **header.model_dump(exclude={"run", "settings"}),
+            )
+            session.add(row)
+            session.flush()
+        assert row.id is not None  # flushed
+        return row.id
 
     def _insert(
         self,
         session: Session,
-        run: int,
-        chunks: Sequence[Encoded],
+        runs: Sequence[int],
+        chunks: Sequence[Encoded | ChunkHeader],
         sums: Sequence[int],
         segment: str,
-        offset: int,
+        offsets: Sequence[int],
     ) -> None:
         now = time.time_ns()
         place = _interned(session, SegmentRow, SegmentRow.name, segment)
@@ -142,7 +226,7 @@ class LocalRepository(Repository):
             for text in {chunk.layout for chunk in chunks}
         }
         rows = []
-        for chunk, crc in zip(chunks, sums, strict=True):
+        for run, chunk, crc, offset in zip(runs, chunks, sums, offsets, strict=True):
             rows.append(
                 {
                     "version_id": self._number,
@@ -159,9 +243,9 @@ class LocalRepository(Repository):
                     "buffers": chunk.buffers,
                     "crc": crc,
                     "written_at": now,
+                    "origin": chunk.origin,
                 }
             )
-            offset += chunk.nbytes
         session.execute(insert(ChunkRow), rows)
 
     @override
@@ -224,25 +308,17 @@ class LocalRepository(Repository):
     @override
     def runs(self) -> list[RunInfo]:
         query = (
-            select(RunRow, func.max(RunRow.world_size), func.sum(ChunkRow.inputs))
+            select(RunRow, func.sum(ChunkRow.inputs))
             .join(ChunkRow, col(ChunkRow.run_id) == RunRow.id)
             .where(RunRow.version_id == self._number)
-            .group_by(col(RunRow.uuid))
-            .order_by(func.min(RunRow.started_at), func.min(RunRow.id))
+            .group_by(col(RunRow.id))
+            .order_by(col(RunRow.started_at), col(RunRow.id))
         )
+        ranks: dict[str, list[Any]] = {}
         with self._catalogue.reading() as session:
-            return [
-                RunInfo(
-                    run=row.uuid,
-                    purpose=row.purpose,  # type: ignore[arg-type]  # start_run has checked it
-                    host=row.host,
-                    world_size=int(world_size),
-                    started_at=moment(row.started_at),
-                    records=int(records),
-                    settings=json.loads(row.settings),
-                )
-                for row, world_size, records in session.exec(query)
-            ]
+            for row in session.execute(query):
+                ranks.setdefault(row[0].uuid, []).append(row)
+            return [_run_info(found) for found in ranks.values()]
 
     @override
     def delete_epoch(self, n_epoch: int | None) -> dict[str, int]:
@@ -259,12 +335,11 @@ class LocalRepository(Repository):
                 .where(ChunkRow.version_id == self._number, col(ChunkRow.actuals).is_not(None))
                 .limit(1)
             ).first()
-            session.execute(
-                delete(ChunkRow).where(
-                    col(ChunkRow.version_id) == self._number,
-                    col(ChunkRow.n_epoch) == n_epoch,
-                    col(ChunkRow.id) <= (chunks[-1].id if chunks else 0),  # what was counted
-                )
+            delete_chunks(
+                session,
+                col(ChunkRow.version_id) == self._number,
+                col(ChunkRow.n_epoch) == n_epoch,
+                col(ChunkRow.id) <= (chunks[-1].id if chunks else 0),  # what was counted
             )
         self._live.clear()
         counts = {"extracted_feature": predicted}
@@ -273,7 +348,7 @@ class LocalRepository(Repository):
     @override
     def recreate(self) -> None:
         with self._catalogue.writing() as session:
-            session.execute(delete(ChunkRow).where(col(ChunkRow.version_id) == self._number))
+            delete_chunks(session, col(ChunkRow.version_id) == self._number)
         self._live.clear()
 
     @override
@@ -286,6 +361,19 @@ def moment(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
 
 
+def _run_info(ranks: Sequence[Any]) -> RunInfo:
+    first: RunRow = ranks[0][0]
+    return RunInfo(
+        run=first.uuid,
+        purpose=first.purpose,  # type: ignore[arg-type]  # start_run has checked it
+        host=first.host,
+        world_size=max(row.world_size for row, _ in ranks),
+        started_at=moment(first.started_at),
+        records=sum(int(records) for _, records in ranks),
+        settings=json.loads(first.settings),
+    )
+
+
 def _epoch_info(n_epoch: int | None, rows: Sequence[Any]) -> EpochInfo:
     records: dict[str, int] = {}
     for _, dataset_type, _, inputs, *_ in rows:
@@ -296,6 +384,11 @@ def _epoch_info(n_epoch: int | None, rows: Sequence[Any]) -> EpochInfo:
         runs=tuple(dict.fromkeys(row[2] for row in rows)),
         records=records,
     )
+
+
+def _known(session: Session, part: Part) -> set[str | None]:
+    origins = [one.origin for one in part.header.chunks]
+    return set(session.exec(select(ChunkRow.origin).where(col(ChunkRow.origin).in_(origins))))
 
 
 def _interned(session: Session, table: Any, column: Any, value: str) -> int:

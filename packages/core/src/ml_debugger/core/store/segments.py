@@ -8,9 +8,9 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,37 @@ OPEN_FILES = 256
 GROUP_BYTES = 64 << 20
 
 Bytes = memoryview
+
+
+class Segments(Protocol):
+    """Where the values of chunks lie: byte arrays that are appended and never change."""
+
+    def appended(self, pieces: Iterable[Bytes]) -> AbstractContextManager[tuple[str, int]]:
+        """Write byte arrays one after the other, and give the time to enter them somewhere.
+
+        Yields:
+            A segment's name and the offset of the first byte, once all of them are durable.
+
+        Raises:
+            StoreError: They cannot be written; nothing of `pieces` is in use then.
+        """
+
+    def read(self, name: str, offset: int, out: Bytes) -> None:
+        """Fill `out` with the bytes at an offset of a segment.
+
+        Raises:
+            FileNotFoundError: There is no such segment (any more).
+            StoreError: It is shorter than that, or cannot be read.
+        """
+
+    def place(self, name: str) -> str:
+        """Return where a segment lies, for messages."""
+
+    def anew(self) -> "Segments":
+        """Return the same segments with nothing open or cached, to see what is really there."""
+
+    def close(self) -> None:
+        """Let go of open files; a later call opens them again."""
 
 
 class SegmentWriter:
@@ -186,6 +217,40 @@ class SegmentReader:
                     self._files.popitem(last=False)
             self._files.move_to_end(name)
             return file
+
+
+class FolderSegments:
+    """Segments that are files of a folder, one for each process that writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer = SegmentWriter(folder)
+        self._reader = SegmentReader(folder)
+
+    def appended(self, pieces: Iterable[Bytes]) -> AbstractContextManager[tuple[str, int]]:
+        """See `SegmentWriter.appended`."""
+        return self._writer.appended(pieces)
+
+    def read(self, name: str, offset: int, out: Bytes) -> None:
+        """See `SegmentReader.read`."""
+        self._reader.read(name, offset, out)
+
+    def place(self, name: str) -> str:
+        """Return the path of a segment."""
+        return str(self.folder / (name + SUFFIX))
+
+    def anew(self) -> "FolderSegments":
+        """Return the same segments, with no file open."""
+        return FolderSegments(self.folder)
+
+    def end(self) -> None:
+        """Let go of the segment that is written to, so that it may be compacted."""
+        self._writer.close()
+
+    def close(self) -> None:
+        """Let go of open files; a later call opens them again."""
+        self._writer.close()
+        self._reader.close()
 
 
 _readers: "weakref.WeakSet[SegmentReader]" = weakref.WeakSet()

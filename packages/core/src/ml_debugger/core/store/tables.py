@@ -18,6 +18,13 @@ class SchemaRow(Base, table=True):
     number: int = Field(primary_key=True)
 
 
+class IdentityRow(Base, table=True):
+    """What tells this store from all others; one row."""
+
+    __tablename__: ClassVar[str] = "identity"
+    uuid: str = Field(primary_key=True)
+
+
 class ModelRow(Base, table=True):
     """A model name and the architecture it stands for."""
 
@@ -64,7 +71,7 @@ class LayoutRow(Base, table=True):
 
     __tablename__: ClassVar[str] = "layout"
     id: int | None = Field(default=None, primary_key=True)
-    columns: str = Field(unique=True)
+    columns: str  # not indexed: there are few, and they may be longer than an index takes
 
 
 class SegmentRow(Base, table=True):
@@ -85,6 +92,7 @@ class ChunkRow(Base, table=True):
     __table_args__ = (
         Index("chunk_scope", "version_id", "n_epoch", "dataset_type"),
         Index("chunk_segment", "segment_id"),
+        Index("chunk_origin", "origin", unique=True),
         {"sqlite_autoincrement": True},
     )
     id: int | None = Field(default=None, primary_key=True)
@@ -102,6 +110,7 @@ class ChunkRow(Base, table=True):
     buffers: bytes = Field(sa_type=LargeBinary)  # int64 pairs: start within the chunk, length
     crc: int = Field(sa_type=BigInteger)
     written_at: int = Field(sa_type=BigInteger)
+    origin: str | None = None  # what it is called where it was recorded, if that is elsewhere
 
 
 class ResultRow(Base, table=True):
@@ -129,3 +138,24 @@ class EstimateRow(Base, table=True):
     shape: str  # JSON list: the shape of one value
     known: bytes | None = Field(default=None, sa_type=LargeBinary)  # packed bits; None: all units
     data: bytes = Field(sa_type=LargeBinary)
+
+
+class UploadRow(Base, table=True):
+    """A chunk that a service was sent, and whether it has said that it saved it."""
+
+    __tablename__: ClassVar[str] = "upload"
+    service: str = Field(primary_key=True)
+    chunk_id: int = Field(primary_key=True, foreign_key="chunk.id", ondelete="CASCADE", index=True)
+    origin: str
+    saved: bool
+
+
+class WithdrawalRow(Base, table=True):
+    """A chunk that a service was sent and that was deleted here since: it is to go there too."""
+
+    __tablename__: ClassVar[str] = "withdrawal"
+    id: int | None = Field(default=None, primary_key=True)
+    service: str = Field(index=True)
+    model_name: str
+    version_name: str
+    origin: str

@@ -1,0 +1,236 @@
+"""What a service was sent of a version's chunks, what it is to be sent, and what it is to forget.
+
+A chunk is known to a service by its origin: this store, its number here, and the checksum of its
+bytes. It is marked before it is sent and marked as saved after, so that a chunk that is deleted
+here is withdrawn there even where nobody heard the answer.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from sqlalchemy import delete, func, insert, or_, update
+from sqlmodel import Session, col, select
+
+from ml_debugger.core.store.parts import ChunkHeader, Part, PartHeader, RunHeader
+from ml_debugger.core.store.segments import as_bytes
+from ml_debugger.core.store.tables import (
+    ChunkRow,
+    IdentityRow,
+    ModelRow,
+    RunRow,
+    UploadRow,
+    VersionRow,
+    WithdrawalRow,
+)
+
+if TYPE_CHECKING:
+    from ml_debugger.core.records import ModelVersion
+    from ml_debugger.core.store.chunks import Chunk, ChunkSource
+
+PART_BYTES = 16 << 20
+PART_CHUNKS = 256
+AT_ONCE = 500  # SQLite takes a limited number of values in one statement
+
+EpochChoice = int | Literal["all"] | None
+
+
+class Pending(NamedTuple):
+    """What a service has not saved yet."""
+
+    chunks: int
+    inputs: int
+    nbytes: int
+
+
+def delete_chunks(session: Session, *conditions: Any) -> None:
+    """Delete chunks, and have every service that was sent one of them forget it."""
+    sent = (
+        select(UploadRow.service, ModelRow.name, VersionRow.name, UploadRow.origin)
+        .join(ChunkRow, col(ChunkRow.id) == UploadRow.chunk_id)
+        .join(VersionRow, col(VersionRow.id) == ChunkRow.version_id)
+        .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+        .where(*conditions)
+    )
+    names = ["service", "model_name", "version_name", "origin"]
+    session.execute(insert(WithdrawalRow).from_select(names, sent))
+    session.execute(delete(ChunkRow).where(*conditions))
+
+
+class Outbox:
+    """A version's chunks, on their way to one service.
+
+    Safe to use from several threads and processes; two that send at the same time send some
+    chunks twice, which a service takes for once.
+    """
+
+    def __init__(
+        self, source: "ChunkSource", number: int, version: "ModelVersion", service: str
+    ) -> None:
+        """Take what `LocalRepository.outbox` gives."""
+        self._source = source
+        self._number = number
+        self._version = version
+        self._service = service
+
+    def pending(self, n_epoch: EpochChoice = "all") -> Pending:
+        """Return how much of an epoch, or of all, the service has not saved yet."""
+        counts = select(
+            func.count(col(ChunkRow.id)),
+            func.coalesce(func.sum(ChunkRow.inputs), 0),
+            func.coalesce(func.sum(ChunkRow.nbytes), 0),
+        )
+        with self._source.catalogue.reading() as session:
+            row = session.execute(self._unsaved(counts, n_epoch)).one()
+        return Pending(*map(int, row))
+
+    def next_part(self, n_epoch: EpochChoice = "all") -> tuple[Part, list[int]] | None:
+        """Return the oldest chunks that are not saved yet, as one part, and their numbers.
+
+        They are marked as sent. None when there are none. A chunk larger than a part is one.
+
+        Raises:
+            StoreError: They cannot be read.
+        """
+        found, runs, store = self._oldest(n_epoch)
+        if not found:
+            return None
+        ranks = list({run.id: run for run in runs.values()}.values())
+        at = {run.id: position for position, run in enumerate(ranks)}
+        headers, bodies = [], []
+        for chunk in found:
+            body = as_bytes(np.empty(chunk.nbytes, np.uint8))
+            self._source.read(chunk, 0, body)
+            origin = f"{store}:{chunk.id}:{hashlib.sha256(body).hexdigest()[:16]}"
+            headers.append(_chunk_header(chunk, origin, at[runs[chunk.id].id]))
+            bodies.append(body)
+        part = Part(PartHeader(runs=[_run_header(run) for run in ranks], chunks=headers), bodies)
+        self._mark({c.id: one.origin for c, one in zip(found, headers, strict=True)})
+        return part, [chunk.id for chunk in found]
+
+    def saved(self, numbers: Sequence[int]) -> None:
+        """Note that the service has saved chunks."""
+        with self._source.catalogue.writing() as session:
+            session.execute(
+                update(UploadRow)
+                .where(
+                    col(UploadRow.service) == self._service, col(UploadRow.chunk_id).in_(numbers)
+                )
+                .values(saved=True)
+            )
+
+    def send_again(self, n_epoch: EpochChoice = "all") -> None:
+        """Take nothing of an epoch, or of all, for saved."""
+        mine = select(ChunkRow.id).where(*self._scope(n_epoch))
+        with self._source.catalogue.writing() as session:
+            session.execute(
+                update(UploadRow)
+                .where(col(UploadRow.service) == self._service, col(UploadRow.chunk_id).in_(mine))
+                .values(saved=False)
+            )
+
+    def withdrawals(self, limit: int = AT_ONCE) -> list[str]:
+        """Return the origins of chunks that the service is to forget, as they were deleted here."""
+        query = select(WithdrawalRow.origin).where(*self._withdrawn())
+        with self._source.catalogue.reading() as session:
+            return list(session.exec(query.order_by(col(WithdrawalRow.id)).limit(limit)))
+
+    def withdrawn(self, origins: Sequence[str]) -> None:
+        """Note that the service has forgotten chunks."""
+        with self._source.catalogue.writing() as session:
+            session.execute(
+                delete(WithdrawalRow).where(
+                    *self._withdrawn(), col(WithdrawalRow.origin).in_(origins)
+                )
+            )
+
+    def _oldest(self, n_epoch: EpochChoice) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], str]":
+        """Return the chunks of the next part, who recorded each, and what this store is called."""
+        sizes = self._unsaved(select(ChunkRow.id, ChunkRow.nbytes), n_epoch)
+        with self._source.catalogue.reading() as session:
+            numbers: list[int] = []
+            size = 0
+            for row in session.execute(sizes.order_by(col(ChunkRow.id)).limit(PART_CHUNKS)):
+                size += row.nbytes
+                if numbers and size > PART_BYTES:
+                    break
+                numbers.append(row.id)
+            if not numbers:
+                return (), {}, ""
+            found = self._source.load(session, col(ChunkRow.id).in_(numbers))
+            by = select(ChunkRow.id, RunRow).join(RunRow, col(RunRow.id) == ChunkRow.run_id)
+            runs = {
+                number: run.model_copy()
+                for number, run in session.execute(by.where(col(ChunkRow.id).in_(numbers)))
+            }
+            return found, runs, session.exec(select(IdentityRow.uuid)).one()
+
+    def _unsaved(self, query: Any, n_epoch: EpochChoice) -> Any:
+        sent = (col(UploadRow.chunk_id) == ChunkRow.id) & (col(UploadRow.service) == self._service)
+        return query.outerjoin(UploadRow, sent).where(
+            *self._scope(n_epoch),
+            or_(col(UploadRow.saved).is_(None), col(UploadRow.saved).is_(False)),
+        )
+
+    def _scope(self, n_epoch: EpochChoice) -> list[Any]:
+        conditions: list[Any] = [col(ChunkRow.version_id) == self._number]
+        if n_epoch != "all":
+            conditions.append(col(ChunkRow.n_epoch) == n_epoch)
+        return conditions
+
+    def _withdrawn(self) -> list[Any]:
+        return [
+            col(WithdrawalRow.service) == self._service,
+            col(WithdrawalRow.model_name) == self._version.model_name,
+            col(WithdrawalRow.version_name) == self._version.version_name,
+        ]
+
+    def _mark(self, origins: Mapping[int, str]) -> None:
+        """Note that chunks are about to be sent; what was deleted meanwhile is left out."""
+        numbers = list(origins)
+        with self._source.catalogue.writing() as session:
+            mine = col(UploadRow.service) == self._service
+            known = set(
+                session.exec(
+                    select(UploadRow.chunk_id).where(mine, col(UploadRow.chunk_id).in_(numbers))
+                )
+            )
+            alive = session.exec(select(col(ChunkRow.id)).where(col(ChunkRow.id).in_(numbers)))
+            rows = [
+                {"service": self._service, "chunk_id": n, "origin": origins[n], "saved": False}
+                for n in alive
+                if n is not None and n not in known
+            ]
+            if rows:
+                session.execute(insert(UploadRow), rows)
+
+
+def _run_header(run: RunRow) -> RunHeader:
+    return RunHeader(
+        run=run.uuid,
+        rank=run.rank,
+        world_size=run.world_size,
+        purpose=run.purpose,  # type: ignore[arg-type]  # start_run has checked it
+        host=run.host,
+        pid=run.pid,
+        started_at=run.started_at,
+        settings=json.loads(run.settings),
+    )
+
+
+def _chunk_header(chunk: "Chunk", origin: str, run: int) -> ChunkHeader:
+    return ChunkHeader(
+        origin=origin,
+        run=run,
+        n_epoch=chunk.n_epoch,
+        dataset_type=chunk.dataset_type,
+        inputs=chunk.inputs,
+        units=chunk.units,
+        actuals=chunk.actuals,
+        columns=[(one.name, one.type, list(one.shape)) for one in chunk.layout.values()],
+        spans=[(int(start), int(length)) for start, length in chunk.spans],
+        nbytes=chunk.nbytes,
+        crc=chunk.crc,
+    )
