@@ -177,6 +177,7 @@ def main():
             with torch.no_grad():
                 for ids, clouds, truths in batches(val):
                     tracer(clouds, truths, ids, "val", epoch)  # not model(clouds)
+    torch.save(model.state_dict(), "pillars.pt")
 
     result = Evaluator("pillars", "v1").request_evaluation(options={"class_names": CLASSES})
     print(result.summary(), error_types(result).to_string(), sep="\n")

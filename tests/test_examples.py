@@ -1,36 +1,14 @@
-"""The examples run, each in a folder and a process of its own."""
+"""The examples run."""
 
 import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-
-def run(name: str, folder: Path) -> str:
-    """Run an example on one thread, and return what it printed."""
-    settings = {
-        "MLD_HOME": str(folder / "home"),
-        "OMP_NUM_THREADS": "1",
-        "YOLO_OFFLINE": "true",
-        "YOLO_CONFIG_DIR": str(folder / "settings"),
-    }
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
-        cwd=folder,
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"{name}\n{done.stdout}", pytrace=False)
-    return done.stdout
+Run = Callable[[str], tuple[str, Path]]
 
 
 def test_no_example_is_left_out() -> None:
@@ -41,24 +19,24 @@ def test_no_example_is_left_out() -> None:
     }
 
 
-def test_torchvision(tmp_path: Path) -> None:
-    printed = run("detection_torchvision.py", tmp_path)
+def test_torchvision(run_example: Run) -> None:
+    printed, folder = run_example("detection_torchvision.py")
     assert "shapes / v1, epoch 5" in printed
     assert "of its 3 worst boxes, place 10" in printed
-    assert "<image" in (tmp_path / "detection.html").read_text()
+    assert "<image" in (folder / "detection.html").read_text()
 
 
-def test_ultralytics(tmp_path: Path) -> None:
+def test_ultralytics(run_example: Run) -> None:
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("Ultralytics is not installed")
-    printed = run("detection_ultralytics.py", tmp_path)
+    printed, folder = run_example("detection_ultralytics.py")
     assert "yolo / v1, epoch 14" in printed
     assert "of its 3 worst boxes, place 10" in printed
-    assert "<image" in (tmp_path / "yolo.html").read_text()
+    assert "<image" in (folder / "yolo.html").read_text()
 
 
-def test_pillars(tmp_path: Path) -> None:
-    printed = run("detection3d_pillars.py", tmp_path)
+def test_pillars(run_example: Run) -> None:
+    printed, folder = run_example("detection3d_pillars.py")
     assert "pillars / v1, epoch 5" in printed
     assert "of its 3 worst boxes, place 10" in printed
-    assert "<circle" in (tmp_path / "detection3d.html").read_text()
+    assert "<circle" in (folder / "detection3d.html").read_text()

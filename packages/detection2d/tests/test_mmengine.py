@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ml_debugger.core import ModelVersion, Store
+from ml_debugger.core.errors import UnsupportedModelError
 from ml_debugger.core.store import Scope
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.testing.model_state import hooks_of
@@ -174,3 +175,44 @@ def test_each_epoch_of_a_training(tmp_path: Path, by_epoch: bool) -> None:
     assert_same(made.kept[-1], by_hand(model.eval(), True, last))
     assert_same_records(records("hook", last), records("hand", last))
     assert Evaluator("m", "hook").request_evaluation().manifest.n_epoch == last
+
+
+def views(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a data set gives for test-time augmentation: each image, and it mirrored."""
+    from mmdet.registry import TRANSFORMS
+
+    known = ("img_path", "img_id", "ori_shape", "img_shape", "scale_factor")
+    packing = {"type": "PackDetInputs", "meta_keys": (*known, "flip", "flip_direction")}
+    flips = [{"type": "RandomFlip", "prob": 0.0}, {"type": "RandomFlip", "prob": 1.0}]
+    augmented = TRANSFORMS.build({"type": "TestTimeAug", "transforms": [flips, [packing]]})
+    return [
+        augmented({"img": one["inputs"].permute(1, 2, 0).numpy(), **one["data_samples"].metainfo})
+        for one in samples
+    ]
+
+
+def test_test_time_augmentation_is_refused(tmp_path: Path) -> None:
+    """Its boxes are merged of those of several passes; no row of one pass has them."""
+    from mmdet.models import DetTTAModel
+    from mmengine.config import ConfigDict
+
+    model = small()
+    merging = ConfigDict(nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=30)
+    augmented = DetTTAModel(tta_cfg=merging, module=model)
+    images = views(samples())
+    for batch in loader(images):  # it runs, and sees more than one view
+        with torch.no_grad():
+            merged = augmented.test_step(batch)
+            alone = model.test_step({name: of_views[0] for name, of_views in batch.items()})
+        for mine, other in zip(merged, alone, strict=True):
+            assert not torch.equal(mine.pred_instances.bboxes, other.pred_instances.bboxes)
+    before = hooks_of(augmented)
+    with pytest.raises(UnsupportedModelError, match="DetTTAModel is no detector that is known"):
+        ObjectDetectionTracer(augmented, "m", "hand")
+    made = runner(tmp_path, augmented, images)
+    with pytest.raises(TypeError, match="no installed task knows DetTTAModel"):
+        made.val()  # which the runner makes again
+    assert not made.kept
+    assert hooks_of(augmented) == before
+    with Store() as store:
+        assert not store.versions()

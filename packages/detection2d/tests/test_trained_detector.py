@@ -55,10 +55,11 @@ def trained():
         box_roi_pool=MultiScaleRoIAlign(["0"], 5, 2),
         box_head=nn.Sequential(nn.Flatten(), nn.Linear(64 * 25, 96), nn.ReLU()),
         box_predictor=FastRCNNPredictor(96, len(CLASSES)),
+        rpn_pre_nms_top_n_train=300,  # by default 2000, which takes most of the training's time
         rpn_post_nms_top_n_train=80,
         rpn_post_nms_top_n_test=40,
         rpn_batch_size_per_image=64,
-        box_batch_size_per_image=48,
+        box_batch_size_per_image=32,
         box_score_thresh=0.1,
     )
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)

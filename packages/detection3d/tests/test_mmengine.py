@@ -216,11 +216,14 @@ def test_what_cannot_be_traced_is_refused_before_the_run(tmp_path: Path) -> None
         runner(tmp_path / "argument", ", max_boxes=3").val()
     with pytest.raises(TypeError, match="get_indice_pairs"):  # which the runner makes again
         runner(tmp_path / "sparse", base=SECOND).val()
-    config = configured(tmp_path / "linear")
-    config.model = {"type": "torch.nn.Linear", "in_features": 2, "out_features": 2}
-    config.load_from = None
-    with pytest.raises(TypeError, match="no installed task knows Linear"):
-        Runner.from_cfg(config).val()
+    linear = {"type": "torch.nn.Linear", "in_features": 2, "out_features": 2}
+    # the only one of MMDetection3D's that augments: it merges what a detector does not say
+    augmented = {"type": "Seg3DTTAModel", "module": configured(tmp_path / "detector").model}
+    for name, model in (("Linear", linear), ("Seg3DTTAModel", augmented)):
+        config = configured(tmp_path / name)
+        config.model, config.load_from = model, None
+        with pytest.raises(TypeError, match=f"no installed task knows {name}"):
+            Runner.from_cfg(config).val()
 
 
 def test_two_hooks_of_one_runner(tmp_path: Path) -> None:
