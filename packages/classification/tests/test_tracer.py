@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.classification.tracer import logits_of
-from ml_debugger.core import ModelVersion, Scope, Store
+from ml_debugger.core import ModelVersion, Scope, Store, sync
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
     EndpointError,
@@ -453,17 +453,26 @@ def test_without_a_service_upload_says_what_to_set(
         assert records(tmp_path)["found"].inputs == 10
 
 
-def test_a_configured_service_is_said_to_be_out_of_reach(tmp_path: Path) -> None:
-    key = "mldbg_secret"
-    with tracer(tmp_path, api_endpoint="http://127.0.0.1:9", api_key=key) as t, torch.no_grad():
+def test_a_service_that_cannot_be_reached_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "PATIENCE", 0.0)
+    key = "mldbg_0123456789abcdef_secret"
+    service = {"api_endpoint": "http://127.0.0.1:9", "api_key": key}
+    with tracer(tmp_path, **service) as t, torch.no_grad():
         t(X, Y, range(10))
-        with pytest.raises(SyncError, match="safe in the local store") as caught:
+        with pytest.raises(ConnectionError, match="safe here") as caught:
             t.wait_for_save()
-        assert key not in str(caught.value)
-        assert key not in repr(t._service)
+        assert isinstance(caught.value, SyncError)
+        assert "secret" not in str(caught.value)
+        assert "secret" not in repr(t._service)
         assert records(tmp_path)["found"].inputs == 10
-    with pytest.warns(UserWarning, match="cannot upload"):
-        tracer(tmp_path, api_endpoint="http://127.0.0.1:9", auto_sync=True).close()
+    t = tracer(tmp_path, auto_sync=True, **service)
+    with torch.no_grad():
+        t(X, Y, range(10, 20))
+    with pytest.warns(UserWarning, match="not everything recorded.*has reached the service"):
+        t.close()
+    assert records(tmp_path)["found"].inputs == 20
 
 
 def test_an_unclosed_tracer_flushes_at_exit(tmp_path: Path) -> None:

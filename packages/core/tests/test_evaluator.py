@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ml_debugger.core import service
 from ml_debugger.core.errors import (
     EpochError,
     InputError,
     NothingToEvaluateError,
     ResultNotFoundError,
     StoreError,
-    SyncError,
 )
 from ml_debugger.core.evaluation import estimation, folder, method
 from ml_debugger.core.evaluation.result import Result
@@ -287,12 +287,25 @@ def test_a_result_is_found_again(recorder, evaluator):
         Evaluator("net", "v2", home=recorder.home).get_result("mine")
 
 
-def test_an_endpoint_is_refused_rather_than_ignored(tmp_path, monkeypatch):
-    with pytest.raises(SyncError, match=r"https://there.*MLD_API_ENDPOINT"):
+def test_an_endpoint_is_taken_seriously(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"https://there needs an API key: set MLD_API_KEY"):
         Evaluator("net", "v1", "https://there", home=tmp_path)
-    monkeypatch.setenv("MLD_API_ENDPOINT", "https://there")
-    with pytest.raises(ConnectionError, match="on this machine only"):
-        Evaluator("net", "v1", home=tmp_path)
+    monkeypatch.setenv("MLD_API_KEY", "mldbg_0123456789abcdef_secret")
+    for wrong in ("there", "ftp://there", "https://user:secret@there", "https://there?key=1"):
+        with pytest.raises(InputError, match="api_endpoint must be"):
+            Evaluator("net", "v1", wrong, home=tmp_path)
+    monkeypatch.setenv("MLD_API_ENDPOINT", "http://127.0.0.1:9")
+    evaluator = Evaluator("net", "v1", home=tmp_path)
+    assert "secret" not in repr(evaluator.service_client)
+    monkeypatch.setattr(service, "PATIENCE", 0.0)
+    for act in (
+        evaluator.request_evaluation,
+        evaluator.list_results,
+        lambda: evaluator.get_result("mine"),
+    ):
+        with pytest.raises(ConnectionError, match="http://127.0.0.1:9 cannot be reached"):
+            act()
+    assert Evaluator("net", "v1", api_endpoint=None, home=tmp_path).service_client is not None
 
 
 def test_class_names_fit_the_classes(recorder, evaluator):

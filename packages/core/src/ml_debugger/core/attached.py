@@ -11,34 +11,117 @@ from torch import nn
 
 from ml_debugger.core.capture import Activations, Capture, Hook
 from ml_debugger.core.errors import InputError
+from ml_debugger.core.inputs import as_epoch, as_input_ids, as_name
 
 #: What stands for one value, though it has a length.
 _SINGLE = (str, bytes, Mapping, int, float, bool, datetime)
 
+#: Tells how many inputs the arguments of a call of a model hold; None if it cannot.
+Count = Callable[[tuple[Any, ...], Mapping[str, Any]], int | None]
 
-class OnCall(Protocol):
-    """What happens after each call."""
+
+class Record(Protocol):
+    """What a tracer does after each call."""
 
     def __call__(
         self,
         model_input: Any,
         output: Any,
         activations: Activations,
-        inputs: range,
+        ids: Sequence[str],
+        dataset_type: str,
+        n_epoch: int | None,
         values: dict[str, Any],
-    ) -> None:
-        """Take one call.
+    ) -> object:
+        """Check and save one call; what it raises leaves the model's call.
 
         Args:
             model_input: The first argument of the call, or the keyword arguments if it is one.
             output: What the model returned.
             activations: What its layers produced.
-            inputs: Which inputs of the block these are, counted from 0.
-            values: Their part of the values that the block was given.
+            ids: One id an input of the call.
+            dataset_type: The split.
+            n_epoch: The epoch, or None.
+            values: The call's part of the values that the block was given.
         """
 
 
-class Watch:
+class Blocks:
+    """The blocks of one tracer in which other code calls its model, one at a time.
+
+    Attributes:
+        running: Whether a block has begun and not ended.
+        counted: The number of inputs that blocks without ids have seen, by split and epoch.
+    """
+
+    def __init__(self) -> None:
+        self.running = False
+        self.counted: dict[tuple[str, int | None], int] = {}
+
+    @contextmanager
+    def run(
+        self,
+        model: nn.Module,
+        capture: Capture,
+        count: Count,
+        record: Record,
+        values: Mapping[str, Any],
+        input_ids: Any,
+        dataset_type: str,
+        n_epoch: int | None,
+    ) -> Iterator[None]:
+        """Record each call of a model within the block.
+
+        Args:
+            model: The model that other code calls.
+            capture: What its layers' outputs are kept with.
+            count: Counts the inputs of a call.
+            record: Told of each call.
+            values: By name, one value for all inputs of the block, or something sliceable with
+                one for each.
+            input_ids: The ids of all inputs of the block; None counts on from the block before.
+            dataset_type: The split.
+            n_epoch: The epoch, or None.
+
+        Raises:
+            InputError: Something does not fit: the values the ids, before the block begins, or the
+                ids what the model saw, when it ends.
+        """
+        ids = None if input_ids is None else as_input_ids(input_ids, None)
+        if ids is not None:
+            _check_lengths(values, ids)
+        part = (as_name(dataset_type, "dataset_type"), as_epoch(n_epoch))
+        first = self.counted.get(part, 0)
+
+        def on_call(model_input: Any, output: Any, activations: Activations, inputs: range) -> None:
+            span = slice(inputs.start, inputs.stop)
+            counted = [first + at for at in inputs]
+            names = as_input_ids(counted if ids is None else ids[span], len(inputs))
+            own = {name: v if _is_single(v) else v[span] for name, v in values.items()}
+            record(model_input, output, activations, names, dataset_type, n_epoch, own)
+
+        self.running = True
+        try:
+            with _watching(model, capture, count, on_call) as watch:
+                try:
+                    yield
+                finally:
+                    if ids is None:
+                        self.counted[part] = first + watch.seen
+        finally:
+            self.running = False
+        if watch.running:
+            raise InputError(
+                f"attached() ended before calls of the model in other threads ({watch.running}) "
+                "did; nothing of these was recorded. Wait for them within the block"
+            )
+        if ids is not None and watch.seen != len(ids):
+            raise InputError(
+                f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"
+            )
+
+
+class _Watch:
     """What a block has seen so far; calls may come from several threads.
 
     The inputs of a call are counted when it begins.
@@ -79,23 +162,14 @@ class _Call:
 
 
 @contextmanager
-def watching(
+def _watching(
     model: nn.Module,
     capture: Capture,
-    values: Mapping[str, Any],
-    count: Callable[[tuple[Any, ...], Mapping[str, Any]], int | None],
-    on_call: OnCall,
-) -> Iterator[Watch]:
-    """Capture and report each call of a model within the block.
-
-    Args:
-        model: The model that other code calls.
-        capture: What its layers' outputs are kept with.
-        values: Values of all inputs of the block, by name; see `check_lengths`.
-        count: Tells how many inputs the arguments of a call hold.
-        on_call: Told of each call. What it raises leaves the model's call.
-    """
-    watch = Watch()
+    count: Count,
+    on_call: Callable[[Any, Any, Activations, range], None],
+) -> Iterator[_Watch]:
+    """Capture each call of a model within the block, and tell which inputs of the block it has."""
+    watch = _Watch()
     local = threading.local()
 
     def calls() -> list[_Call]:
@@ -121,8 +195,7 @@ def watching(
         capture.end(call.activations)
         watch.end(call.inputs, failed=False)
         call.returned = True
-        parts = {name: _part(value, call.inputs) for name, value in values.items()}
-        on_call(call.model_input, output, call.activations, call.inputs, parts)
+        on_call(call.model_input, output, call.activations, call.inputs)
 
     def last(*_: Any) -> None:
         # it alone runs when the model raised
@@ -149,16 +222,8 @@ def watching(
             give_up(found.pop())
 
 
-def check_lengths(values: Mapping[str, Any], ids: Sequence[str]) -> None:
-    """Refuse, before a block begins, values that cannot be those of its inputs.
-
-    Args:
-        values: One value for all inputs, or something sliceable with one for each, by name.
-        ids: The ids of all inputs of the block.
-
-    Raises:
-        InputError: A value has no length, or another than there are ids.
-    """
+def _check_lengths(values: Mapping[str, Any], ids: Sequence[str]) -> None:
+    """Refuse, before a block begins, values that cannot be those of its inputs."""
     for name, value in values.items():
         if value is None or isinstance(value, _SINGLE):
             continue
@@ -171,6 +236,5 @@ def check_lengths(values: Mapping[str, Any], ids: Sequence[str]) -> None:
             raise InputError(f"{name} has {len(value)} values for {len(ids)} ids")
 
 
-def _part(value: Any, inputs: range) -> Any:
-    whole = value is None or isinstance(value, _SINGLE) or not hasattr(value, "__len__")
-    return value if whole else value[inputs.start : inputs.stop]
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, _SINGLE) or not hasattr(value, "__len__")

@@ -2,6 +2,7 @@
 
 import sys
 from enum import StrEnum
+from importlib.metadata import entry_points
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ml_debugger.core.errors import InputError, MLDebuggerError
+from ml_debugger.core.errors import InputError, MLDebuggerError, TaskNotInstalledError
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import Scope, Store
 from ml_debugger.core.task import KNOWN, installed, load
@@ -35,6 +36,9 @@ Home = Annotated[
 ]
 
 Limit = Annotated[float | None, typer.Option(help="A limit; none if left out.")]
+
+#: The entry points of packages that add commands.
+COMMANDS = "ml_debugger.commands"
 
 _COUNTS = ("n", "errors", "truths", "missed")  # figures that are whole numbers
 
@@ -321,12 +325,27 @@ def drop(
     console.print(f"deleted {what}; {store.compact() / 1e6:,.1f} MB given back")
 
 
+def _add_commands() -> None:
+    """Add the commands of installed packages: each an entry point that is a Typer application."""
+    found = entry_points(group=COMMANDS)
+    for entry in found:
+        app.add_typer(entry.load())
+    if "server" not in found.names:
+
+        @app.command(hidden=True)
+        def serve() -> None:
+            raise TaskNotInstalledError(
+                "the service needs ml-debugger-server: pip install ml-debugger-server"
+            )
+
+
 def main() -> None:
     """Run the command line; what ml-debugger raises on purpose is told without a traceback.
 
     Such a mistake exits with 2, as a usage error does: 1 stands for a limit that was not kept, or
     a store that is not sound.
     """
+    _add_commands()
     try:
         app()
     except MLDebuggerError as error:

@@ -1,6 +1,6 @@
 """'latest', 'all', a number or none, made definite."""
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from ml_debugger.core.errors import EpochError
 from ml_debugger.core.inputs import as_epoch
@@ -14,6 +14,16 @@ class EpochHistory(Protocol):
 
     def latest_epoch(self) -> int | None:
         """Return the epoch written last: by time, since training may count from 0 again."""
+
+
+class LastEpoch(NamedTuple):
+    """A history of which only the end is known."""
+
+    n_epoch: int | None
+
+    def latest_epoch(self) -> int | None:
+        """Return the epoch written last."""
+        return self.n_epoch
 
 
 def resolve_epoch(spec: Any, history: EpochHistory) -> int | Literal["all"] | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ml_debugger.core import store
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
 from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.layers import (
@@ -20,8 +19,9 @@ from ml_debugger.core.layers import (
 )
 from ml_debugger.core.pool import StoredPool, open_pool
 from ml_debugger.core.records import differing
+from ml_debugger.core.settings import Service, resolve_home
 from ml_debugger.core.store import Scope
-from ml_debugger.core.sync import upload
+from ml_debugger.core.sync import client_of
 from ml_debugger.core.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ class InferenceTracer(Tracer):
             raise EpochError(
                 f"n_epoch must be one epoch here: an int, None or 'latest', got {n_epoch!r}"
             )
-        self.result = None if result_name is None else _open(result_name, home)
+        self.result = None
+        if result_name is not None:
+            service = Service.resolve(api_endpoint, api_key)
+            self.result = _open(result_name, home, service)
         if self.result is not None:
             _fits(self.result, model, model_name, version_name)
             if target_layers is None:
@@ -143,12 +146,18 @@ class InferenceTracer(Tracer):
         return self._recording.export(Scope(n_epoch=self.n_epoch), output_path)
 
     def wait_for_save(self, interval: float = 3) -> None:
-        """Return when everything recorded so far is durable.
+        """Return when this epoch's records are durable, and saved by the service if any.
 
         Args:
-            interval: Seconds between looks at the service.
+            interval: Seconds between looks at what is left to send.
+
+        Raises:
+            StoreError: They cannot be written here.
+            SyncError: (a ConnectionError) The service refused, or nothing got through to it for
+                five minutes; nothing is lost, and calling again goes on.
+            LicenseError: The organisation's quota is exhausted.
         """
-        self._wait_for_save(interval)
+        self._recording.wait(self.n_epoch, interval)
 
     def upload(self) -> None:
         """Start sending this epoch's records to the service.
@@ -156,7 +165,7 @@ class InferenceTracer(Tracer):
         Raises:
             EndpointError: No service is configured; the message says what to set.
         """
-        upload(self._service)
+        self._recording.upload(self.n_epoch)
 
     def _pool(
         self, dataset_type: str, runs: tuple[str, ...] | None = None, *, may_mix: bool = False
@@ -169,14 +178,12 @@ class InferenceTracer(Tracer):
         )
 
 
-def _open(result_name: Any, home: str | PathLike[str] | None) -> "Result":
-    from ml_debugger.core.evaluation.result import Result
+def _open(result_name: Any, home: str | PathLike[str] | None, service: Service) -> "Result":
+    from ml_debugger.core.remote import open_result
 
     if not isinstance(result_name, str):
         raise InputError(f"result_name must be a text, got {result_name!r}")
-    with store.Store(home) as opened:
-        opened.result(result_name)  # says which results there are, if not this one
-        return Result.load(opened.result_folder(result_name))
+    return open_result(client_of(service), resolve_home(home), result_name)
 
 
 def _fits(result: "Result", model: Any, model_name: str, version_name: str) -> None:

@@ -6,9 +6,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ml_debugger.core import distributed, store
+from ml_debugger.core import distributed, store, sync
 from ml_debugger.core.records import Batch, ModelVersion, Settings
+from ml_debugger.core.service import ServiceClient
 from ml_debugger.core.store import Purpose, Scope
+from ml_debugger.core.sync import EpochChoice, Uploader
 from ml_debugger.core.writer import BatchWriter
 
 
@@ -31,6 +33,8 @@ class Recording:
         home: str | PathLike[str] | None,
         *,
         recreate: bool,
+        client: ServiceClient | None,
+        auto_sync: bool,
         task: str,
         architecture: Sequence[str],
         layers: Mapping[str, str],
@@ -45,6 +49,8 @@ class Recording:
             settings: What decides which units are recorded.
             home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
             recreate: Drop the version's records first.
+            client: The service that records go to, if any.
+            auto_sync: Whether they go there unasked.
             task: As in `Store.register`, like all that follow.
             architecture: What makes up the model.
             layers: Module path of each recorded layer, by alias.
@@ -66,6 +72,7 @@ class Recording:
             fields=fields,
             label_fields=label_fields,
         )
+        self._client, self._auto_sync = client, auto_sync
         self._store = store.Store(home)
         try:
             self._begin(recreate=recreate)
@@ -93,6 +100,8 @@ class Recording:
         """
         self._writer.discard()
         self._writer.stop()
+        if self._uploader is not None:
+            self._uploader.stop()
         self._begin(recreate=True)
 
     def export(self, scope: Scope, output_path: str | PathLike[str] | None) -> Path | None:
@@ -102,10 +111,40 @@ class Recording:
         distributed.together(self.flush)
         return distributed.once(lambda: export_archive(self.repository, scope, output_path))
 
+    def upload(self, n_epoch: EpochChoice, *, again: bool = False) -> None:
+        """Begin to send what is recorded to the service, and return; see `Uploader.start`.
+
+        Raises:
+            EndpointError: There is none.
+            StoreError: Something cannot be written here.
+        """
+        sync.needed(self._client)
+        self.flush()
+        if self._uploader is not None:
+            self._uploader.start(n_epoch, again=again)
+
+    def wait(self, n_epoch: EpochChoice, interval: float, *, again: bool = False) -> None:
+        """Return when everything recorded is durable, and saved by the service if there is one.
+
+        Under `torch.distributed`, call it on every rank.
+
+        Raises:
+            InputError: `interval` is not a positive number of seconds.
+            StoreError: Something cannot be written here.
+            SyncError: The service refused, or cannot be reached.
+        """
+        sync.check_interval(interval)
+        distributed.together(self.flush)
+        uploader = self._uploader
+        if uploader is not None:
+            distributed.together(lambda: uploader.wait(n_epoch, interval, again=again))
+
     def close(self) -> None:
         """Flush, and release the store. Safe to call twice."""
         try:
             self._writer.stop()
+            if self._uploader is not None:
+                self._uploader.close()
         finally:
             self._store.close()
 
@@ -113,8 +152,20 @@ class Recording:
         self.repository = self._register(recreate=recreate)
         self.run = self._start()
         repository, run = self.repository, self.run
+        uploader = self._uploader = None
+        if self._client is not None:
+            uploader = self._uploader = Uploader(
+                repository, self._client, self._store.home, auto=self._auto_sync
+            )
+
+        def write(batches: Sequence[Batch]) -> None:
+            repository.write(run, batches)
+            if uploader is not None:
+                uploader.recorded()
+
+        # made after the uploader: at the interpreter's exit it is flushed before that ends
         self._writer = BatchWriter(
-            lambda batches: repository.write(run, batches),
+            write,
             home=self._store.home,
             version=self.version,
         )

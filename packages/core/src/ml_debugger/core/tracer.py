@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.core import sync
-from ml_debugger.core.attached import check_lengths, watching
+from ml_debugger.core.attached import Blocks
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_layers, evaluating
 from ml_debugger.core.errors import InputError
@@ -96,9 +96,9 @@ class Tracer(ABC):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.accept(unwrap(model))
         self.model = model
-        self._closed = self._watched = False
+        self._closed = False
+        self._blocks = Blocks()
         self._widths: dict[str, tuple[int, ...]] = {}
-        self._counted: dict[tuple[str, int | None], int] = {}
         self.version = ModelVersion(
             as_name(model_name, "model_name"), as_name(version_name, "version_name")
         )
@@ -112,8 +112,8 @@ class Tracer(ABC):
         if target_layers is None:
             target_layers = self.default_layers(unwrap(model))
         self._layers = parse_layers(target_layers, unwrap(model))
-        self._service = Service.resolve(api_endpoint, api_key)
-        sync.announce(self._service, auto_sync=auto_sync)
+        self._service = sync.client_of(Service.resolve(api_endpoint, api_key))
+        self._auto_sync = auto_sync
         self._capture = self.hook(model)
         # a tracer that is forgotten takes its hooks off as well
         weakref.finalize(self, self._capture.close)
@@ -318,6 +318,8 @@ class Tracer(ABC):
             self.settings(),
             home,
             recreate=recreate,
+            client=self._service,
+            auto_sync=self._auto_sync,
             task=self.schema.name,
             architecture=architecture_of(unwrap(self.model)),
             layers=self.layers,
@@ -340,11 +342,7 @@ class Tracer(ABC):
         call = self._checked(ground_truth, input_ids, inputs, dataset_type, n_epoch, kwargs)
         with self._capture.recording() as activations:
             output = self.run_model(model_input)
-        truth = call.pop("ground_truth")
-        saved = self._parse_and_save_io_data(
-            model_input, output, truth, activations=activations, **call
-        )
-        return output, saved
+        return output, self._save(model_input, output, activations, call)
 
     def _checked(
         self,
@@ -465,54 +463,40 @@ class Tracer(ABC):
     ) -> Iterator[None]:
         """Record the calls that other code makes of the model within the block."""
         self._check_open()
-        ids = None if input_ids is None else as_input_ids(input_ids, None)
-        given = {"ground_truth": ground_truth, **kwargs}
-        if ids is not None:
-            check_lengths(given, ids)
-        count = (as_name(dataset_type, "dataset_type"), as_epoch(n_epoch))
-        first = self._counted.get(count, 0)
+        values = {"ground_truth": ground_truth, **kwargs}
+        call = (values, input_ids, dataset_type, n_epoch)
+        with self._blocks.run(self.model, self._capture, self.count_inputs, self._record, *call):
+            yield
 
-        def record(
-            model_input: Any,
-            output: Any,
-            activations: Activations,
-            inputs: range,
-            values: dict[str, Any],
-        ) -> None:
-            truth = values.pop("ground_truth")
-            counted = [first + at for at in inputs]
-            names = counted if ids is None else ids[inputs.start : inputs.stop]
-            call = self._checked(truth, names, len(inputs), dataset_type, n_epoch, values)
-            truth = call.pop("ground_truth")
-            self._parse_and_save_io_data(
-                model_input, output, truth, activations=activations, **call
-            )
+    def _record(
+        self,
+        model_input: Any,
+        output: Any,
+        activations: Activations,
+        ids: Sequence[str],
+        dataset_type: str,
+        n_epoch: int | None,
+        values: dict[str, Any],
+    ) -> None:
+        """Check and save a call that other code made of the model."""
+        truth = values.pop("ground_truth")
+        call = self._checked(truth, ids, len(ids), dataset_type, n_epoch, values)
+        self._save(model_input, output, activations, call)
 
-        self._watched = True
-        try:
-            with watching(self.model, self._capture, given, self.count_inputs, record) as watch:
-                try:
-                    yield
-                finally:
-                    if ids is None:
-                        self._counted[count] = first + watch.seen
-        finally:
-            self._watched = False
-        if watch.running:
-            raise InputError(
-                f"attached() ended before calls of the model in other threads ({watch.running}) "
-                "did; nothing of these was recorded. Wait for them within the block"
-            )
-        if ids is not None and watch.seen != len(ids):
-            raise InputError(
-                f"attached() was given {len(ids)} ids, but the model saw {watch.seen} inputs"
-            )
+    def _save(
+        self, model_input: Any, output: Any, activations: Activations, call: dict[str, Any]
+    ) -> Any:
+        """Save a call that `_checked` found to fit; return what saving returned."""
+        truth = call.pop("ground_truth")
+        return self._parse_and_save_io_data(
+            model_input, output, truth, activations=activations, **call
+        )
 
     def _check_open(self) -> None:
         """Refuse to begin what needs our hooks, or to begin it twice at a time."""
         if self._closed:
             raise InputError(f"{self!r} is closed; make another, or call the model itself")
-        if self._watched:
+        if self._blocks.running:
             raise InputError(
                 "within attached() every call of the model is recorded: call the model itself, and "
                 "use the tracer outside the block"
@@ -528,10 +512,6 @@ class Tracer(ABC):
                     "before; nothing of this call was recorded. Choose a reducer whose width does "
                     "not depend on the input's size, such as 'mean'"
                 )
-
-    def _wait_for_save(self, interval: float) -> None:
-        self.flush()
-        sync.wait(self._service, interval)
 
 
 def arguments_of(model_input: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -6,28 +6,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ml_debugger.core import distributed
-from ml_debugger.core.epochs import EpochHistory, EpochSpec, resolve_epoch
-from ml_debugger.core.errors import ResultNotFoundError, SyncError
+from ml_debugger.core.epochs import EpochHistory, EpochSpec, LastEpoch, resolve_epoch
+from ml_debugger.core.errors import ResultNotFoundError
 from ml_debugger.core.inputs import as_name
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.settings import Service, resolve_home
+from ml_debugger.core.sync import client_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ml_debugger.core.evaluation.result import Result
-    from ml_debugger.core.store import Store
+    from ml_debugger.core.store import ResultInfo, Store
 
 
 class Evaluator:
-    """Evaluates what a tracer recorded of one model version, on this machine.
+    """Evaluates what a tracer recorded of one model version: here, or at a service if one is set.
 
-    Cheap to make: the store is opened for each call and closed after it.
+    Cheap to make: the store is opened for each call and closed after it, and a service is asked
+    nothing before something is needed.
 
     Attributes:
         model_name: The model.
         version_name: The version of the model.
-        service_client: The connection to a service; None, since everything stays here.
+        service_client: The connection to a service; None where everything stays here.
     """
 
     def __init__(
@@ -44,20 +46,18 @@ class Evaluator:
         Args:
             model_name: The model, as the tracer was given it.
             version_name: The version, as the tracer was given it.
-            api_endpoint: A service to evaluate; `MLD_API_ENDPOINT` if None. None is available in
-                this version.
+            api_endpoint: A service to evaluate; `MLD_API_ENDPOINT` if None, and this machine if
+                neither.
             api_key: The service's key; `MLD_API_KEY` if None.
             home: The local store's folder; `MLD_HOME` or `~/.ml_debugger` if None.
 
         Raises:
-            InputError: A name is not a text.
-            SyncError: An endpoint is set, by argument or environment.
+            InputError: A name is not a text, the endpoint is no address, or there is no key.
         """
         self.model_name = as_name(model_name, "model_name")
         self.version_name = as_name(version_name, "version_name")
-        self.service_client = None
+        self.service_client = client_of(Service.resolve(api_endpoint, api_key))
         self.home = resolve_home(home)
-        _stays_local(Service.resolve(api_endpoint, api_key))
 
     def request_evaluation(
         self,
@@ -71,6 +71,10 @@ class Evaluator:
         Everything recorded in this process so far is taken into account. Under
         `torch.distributed`, call it on every rank: the primary rank evaluates what all of them
         recorded.
+
+        With a service, what the local store holds of the version is sent there first, a worker of
+        the service evaluates, and a copy of the result is returned. Interrupted, that goes on
+        there: `get_result` has it later.
 
         Args:
             method_name: The method, or "default" for the one of the recorded task.
@@ -93,13 +97,38 @@ class Evaluator:
             InputError: The method does not exist, the name is taken, or an option does not fit.
             EpochError: `n_epoch` is none of the above.
             StoreError: The result cannot be written; nothing is left of it.
+            SyncError: (a ConnectionError) The service cannot be reached, or refused.
+            LicenseError: The organisation's quota is exhausted.
         """
+        from ml_debugger.core import remote
         from ml_debugger.core.evaluation.method import evaluate
+        from ml_debugger.core.evaluation.options import EvaluationOptions
         from ml_debugger.core.writer import flush_all
 
         version = ModelVersion(self.model_name, self.version_name)
 
+        client = self.service_client
+        if client is not None:
+            EvaluationOptions.read(options)
+
+        def prepare() -> None:
+            flush_all(self.home, version)
+            if client is not None:  # on each rank, whose store may be its own
+                remote.send_rest(client, self.home, version)
+
         def act() -> "Result":
+            if client is not None:
+                return remote.evaluate(
+                    client,
+                    self.home,
+                    version,
+                    {
+                        "method_name": method_name,
+                        "result_name": result_name,
+                        "n_epoch": n_epoch,
+                        "options": dict(options or {}),
+                    },
+                )
             with self._store() as store:
                 return evaluate(
                     store,
@@ -110,7 +139,7 @@ class Evaluator:
                     options=options,
                 )
 
-        distributed.together(lambda: flush_all(self.home, version))
+        distributed.together(prepare)
         return distributed.once(act)
 
     def list_results(
@@ -135,20 +164,18 @@ class Evaluator:
             NothingToEvaluateError: Nothing is recorded of this version.
             EpochError: `n_epoch` is none of the above.
             InputError: The task has no such method.
+            SyncError: (a ConnectionError) The service cannot be reached, or refused.
         """
         import pandas as pd
 
         from ml_debugger.core.evaluation.method import resolve_method
         from ml_debugger.core.task import task_named
 
-        version = ModelVersion(self.model_name, self.version_name)
-        with self._store() as store:
-            repository = store.open(version)
-            found = store.results(version)
-            if method_name is not None:
-                method = resolve_method(method_name, task_named(repository.task))
-                found = [one for one in found if one.method == method]
-            wanted = _wanted_epochs(n_epoch, repository)
+        found, task, history = self._known()
+        if method_name is not None:
+            method = resolve_method(method_name, task_named(task))
+            found = [one for one in found if one.method == method]
+        wanted = _wanted_epochs(n_epoch, history)
         if result_name is not None:
             found = [one for one in found if one.name == result_name]
         if wanted is not None:
@@ -170,17 +197,29 @@ class Evaluator:
         Raises:
             ResultNotFoundError: There is none of this name; similar names are listed.
             SchemaError: It was written by a later version, or is damaged.
+            SyncError: (a ConnectionError) The service cannot be reached, or refused.
         """
-        from ml_debugger.core.evaluation.result import Result
+        from ml_debugger.core.remote import open_result
 
+        found = open_result(self.service_client, self.home, result_name)
+        version = ModelVersion(self.model_name, self.version_name)
+        if (found.model_name, found.version_name) != version:
+            raise ResultNotFoundError(
+                f"the result {result_name!r} belongs to {found.model_name}/{found.version_name}, "
+                f"not to {version}"
+            )
+        return found
+
+    def _known(self) -> "tuple[list[ResultInfo], str, EpochHistory]":
+        """Return the version's results, its task, and who knows its latest epoch."""
+        version = ModelVersion(self.model_name, self.version_name)
+        if self.service_client is not None:
+            from ml_debugger.core import remote
+
+            return remote.known(self.service_client, version)
         with self._store() as store:
-            found = store.result(result_name)
-            if found.version != (self.model_name, self.version_name):
-                raise ResultNotFoundError(
-                    f"the result {result_name!r} belongs to {found.version}, not to "
-                    f"{self.model_name}/{self.version_name}"
-                )
-            return Result.load(store.result_folder(result_name))
+            repository = store.open(version)
+            return store.results(version), repository.task, LastEpoch(repository.latest_epoch())
 
     @contextmanager
     def _store(self) -> "Iterator[Store]":
@@ -191,20 +230,6 @@ class Evaluator:
 
     def __repr__(self) -> str:
         return f"Evaluator({self.model_name!r}, {self.version_name!r})"
-
-
-def _stays_local(service: Service) -> None:
-    """Refuse a configured service, rather than evaluate here what was meant for there.
-
-    Raises:
-        SyncError: An endpoint is configured.
-    """
-    if service.endpoint:
-        raise SyncError(
-            f"this version of ml-debugger evaluates on this machine only, and {service.endpoint} "
-            "is configured: leave api_endpoint out and unset MLD_API_ENDPOINT to evaluate what is "
-            "recorded here"
-        )
 
 
 def _wanted_epochs(n_epoch: EpochSpec, history: EpochHistory) -> "set[int | str | None] | None":

@@ -8,7 +8,6 @@ from typing import Any
 from ml_debugger.core.errors import EpochError
 from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.store import Scope
-from ml_debugger.core.sync import upload
 from ml_debugger.core.tracer import Tracer
 
 
@@ -96,23 +95,27 @@ class TrainingTracer(Tracer):
     def wait_for_save(
         self, n_epoch: int | None = None, interval: float = 3, *, force: bool = False
     ) -> None:
-        """Return when everything recorded so far is durable.
+        """Return when everything recorded so far is durable, and saved by the service if any.
+
+        Under `torch.distributed`, call it on every rank.
 
         Args:
             n_epoch: The epoch to wait for at a service; None waits for all. Locally, all of it
                 is saved in any case.
-            interval: Seconds between looks at the service.
+            interval: Seconds between looks at what is left to send.
             force: Send again what the service already has.
 
         Raises:
             StoreError: It cannot be written here.
-            SyncError: A service is configured, which this release cannot use.
+            SyncError: (a ConnectionError) The service refused, or nothing got through to it for
+                five minutes; nothing is lost, and calling again goes on.
+            LicenseError: The organisation's quota is exhausted.
         """
-        as_epoch(n_epoch)
-        self._wait_for_save(interval)
+        epoch = as_epoch(n_epoch)
+        self._recording.wait("all" if epoch is None else epoch, interval, again=force)
 
     def upload(self, n_epoch: int | None = None, *, force: bool = False) -> None:
-        """Start sending records to the service.
+        """Start sending records to the service, and return; `wait_for_save` tells when it is done.
 
         Args:
             n_epoch: The epoch to send; None sends all.
@@ -120,10 +123,10 @@ class TrainingTracer(Tracer):
 
         Raises:
             EndpointError: No service is configured; the message says what to set.
-            SyncError: A service is configured, which this release cannot use.
+            StoreError: It cannot be written here.
         """
-        as_epoch(n_epoch)
-        upload(self._service)
+        epoch = as_epoch(n_epoch)
+        self._recording.upload("all" if epoch is None else epoch, again=force)
 
     def drop_epoch_data(self, n_epoch: int) -> dict[str, int]:
         """Delete this version's records of one epoch.
@@ -152,4 +155,4 @@ class TrainingTracer(Tracer):
         """
         self._recording.restart()
         self._widths.clear()
-        self._counted.clear()
+        self._blocks.counted.clear()

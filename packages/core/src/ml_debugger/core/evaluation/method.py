@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
@@ -182,15 +182,25 @@ def choose_name(
     method: str,
     given: str | None,
     created_at: datetime,
+    *,
+    taken: Collection[str] = (),
 ) -> str:
     """Return the given name if it is free, or make one of model, version, method and day.
+
+    Args:
+        store: Where the result is to be.
+        model_version: What it is of.
+        method: How it is made.
+        given: The name that was asked for, if any.
+        created_at: When it was asked for.
+        taken: Names of results that are still being made.
 
     Raises:
         InputError: It is taken, or no name.
     """
     if given is not None:
         name = as_name(given, "result_name")
-        if is_taken(store, name):
+        if name in taken or is_taken(store, name):
             raise InputError(
                 f"there is a result {name!r} already; choose another result_name, or leave it out "
                 "to get a free one"
@@ -198,7 +208,8 @@ def choose_name(
         return name
     start = "_".join([*model_version, method, created_at.strftime("%Y%m%d")])
     numbered = (f"{start}_{number}" for number in count(2))
-    return next(name for name in chain([start], numbered) if not is_taken(store, name))
+    names = (name for name in chain([start], numbered) if name not in taken)
+    return next(name for name in names if not is_taken(store, name))
 
 
 def is_taken(store: Store, name: str) -> bool:

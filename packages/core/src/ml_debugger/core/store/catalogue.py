@@ -59,7 +59,7 @@ class SqliteCatalogue:
         """
         self.path = path
         self._gate = threading.RLock()
-        self._engine = _engine(path)
+        self._engine = sqlite_engine(path)
         self._finalize = weakref.finalize(self, self._engine.dispose)
         try:
             with _explained(path), _alone(path.with_suffix(".lock")):
@@ -104,13 +104,7 @@ class SqliteCatalogue:
         self._gate.release()
 
     def _prepare(self) -> None:
-        with self._engine.connect() as connection:
-            mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
-            connection.rollback()
-            if mode != "wal":
-                raw: Any = connection.connection.dbapi_connection
-                raw.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # only before the first table
-                raw.execute("PRAGMA journal_mode = WAL")
+        use_wal(self._engine)
         with self._engine.execution_options(**WRITE).begin() as connection:
             try:
                 schema.prepare(connection)
@@ -118,7 +112,11 @@ class SqliteCatalogue:
                 raise type(error)(f"{self.path}: {error}") from None
 
 
-def _engine(path: Path) -> Engine:
+def sqlite_engine(path: Path) -> Engine:
+    """Return an engine for a SQLite file whose committed transactions survive a power cut.
+
+    Transactions begin as `BEGIN`, or as the execution option "begin" says.
+    """
     arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
     engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=1)
 
@@ -133,6 +131,17 @@ def _engine(path: Path) -> Engine:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     return engine
+
+
+def use_wal(engine: Engine) -> None:
+    """Switch a SQLite file to write-ahead logging: readers never wait for a writer then."""
+    with engine.connect() as connection:
+        mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+        connection.rollback()
+        if mode != "wal":
+            raw: Any = connection.connection.dbapi_connection
+            raw.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # only before the first table
+            raw.execute("PRAGMA journal_mode = WAL")
 
 
 @contextmanager

@@ -98,8 +98,8 @@ class ChunkSource:
         except pa.ArrowException as error:
             raise self._damaged(chunk) from error
 
-    def check(self, chunk: Chunk) -> None:
-        """Compare a chunk with its checksum.
+    def checked(self, chunk: Chunk) -> Bytes:
+        """Read all of a chunk, and compare it with its checksum.
 
         Raises:
             StoreError: It has changed on disk.
@@ -108,6 +108,7 @@ class ChunkSource:
         self.read(chunk, 0, data)
         if checksum([data]) != chunk.crc:
             raise self._damaged(chunk)
+        return data
 
     def field(self, chunk: Chunk, name: str) -> pa.Array | None:
         """Read a whole Arrow column by name; None where the chunk does not have it."""

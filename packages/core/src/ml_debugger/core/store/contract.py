@@ -39,6 +39,7 @@ EVERYTHING = Scope()
 class VersionInfo:
     """A model version in the store; `records` counts inputs as written, replaced ones too."""
 
+    number: int
     version: ModelVersion
     task: str
     records: int
@@ -77,6 +78,7 @@ class RunInfo:
 class ResultInfo:
     """What the store knows of an evaluation result."""
 
+    number: int
     name: str
     version: ModelVersion
     task: str

@@ -128,6 +128,17 @@ class Store:
             + ". Record some with a tracer, or choose another store with MLD_HOME or home="
         )
 
+    def numbered(self, number: int) -> LocalRepository:
+        """Open a model version by its number.
+
+        Raises:
+            NothingToEvaluateError: There is none.
+        """
+        with self._catalogue.reading() as session:
+            if session.get(VersionRow, number) is None:
+                raise NothingToEvaluateError(f"there is no version number {number}")
+            return self._repository(session, number)
+
     def versions(self) -> list[VersionInfo]:
         """Return all model versions, in the order in which they were registered."""
         query = (
@@ -274,6 +285,7 @@ def _version_info(rows: Sequence[Any]) -> VersionInfo:
     version, model, *_ = rows[0]
     epochs = [row for row in rows if row[5] is not None]
     return VersionInfo(
+        number=version.id,
         version=ModelVersion(model.name, version.name),
         task=version.task,
         records=sum(int(row[3]) for row in epochs),
@@ -292,6 +304,7 @@ def _results(session: Session) -> list[ResultInfo]:
     )
     return [
         ResultInfo(
+            number=row.id or 0,
             name=row.name,
             version=ModelVersion(model.name, version.name),
             task=version.task,

@@ -6,15 +6,26 @@ bytes of its chunks, each from a multiple of 64 on; it is called by the SHA-256 
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from ml_debugger.core.errors import InputError, SchemaError
 from ml_debugger.core.store.columns import (
@@ -33,30 +44,44 @@ from ml_debugger.core.store.contract import Purpose
 from ml_debugger.core.store.segments import ALIGNMENT, Bytes, checksum
 
 MAGIC = b"MLDPART\x01"
-HEADER_BYTES = 8 << 20
+HEADER_BYTES = 2 << 20
 NAME = re.compile(r"(input|label|predicted|actual)/[^/\x00]{1,200}")
-NUMBERS = re.compile(r"[<|](?:[iuf][1248]|b1)")
+NUMBERS = re.compile(r"[<|](?:[iu][1248]|f[248]|b1)")
+VALUE_BYTES = 1 << 31  # of one value: more than any layer gives, and no size overflows
+MOMENTS = [
+    pa.scalar(one.replace(tzinfo=UTC), FIELD_TYPES["datetime"]).value
+    for one in (datetime.min, datetime.max)
+]
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 40)]
+_Shape = Annotated[list[_Count], Field(max_length=8, fail_fast=True)]
 _Int64 = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-_Name = Annotated[str, Field(min_length=1, max_length=1000)]
+# The first item that is wrong ends a list: a report of a million of them would take gigabytes.
+_Items = Field(min_length=1, max_length=1000, fail_fast=True)
+_Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]  # as PostgreSQL takes it
+
+
+def _few(settings: Any) -> Any:
+    if isinstance(settings, dict) and len(settings) > 1000:  # before each of them is looked at
+        raise ValueError("more than 1000 settings")
+    return settings
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class RunHeader(_Strict):
     """A process that recorded; see `RunRow`."""
 
-    run: Annotated[str, Field(min_length=1, max_length=100)]
+    run: Annotated[_Text, Field(min_length=1, max_length=100)]
     rank: Annotated[int, Field(ge=0, lt=1 << 31)]
     world_size: Annotated[int, Field(ge=1, lt=1 << 31)]
     purpose: Purpose
-    host: Annotated[str, Field(max_length=300)]
+    host: _Text
     pid: Annotated[int, Field(ge=0, lt=1 << 31)]
     started_at: _Int64
-    settings: dict[str, FiniteFloat | int | None]
+    settings: Annotated[dict[str, FiniteFloat | int | None], BeforeValidator(_few)]
 
 
 class ChunkHeader(_Strict):
@@ -65,12 +90,12 @@ class ChunkHeader(_Strict):
     origin: Annotated[str, Field(pattern=r"^[0-9a-f]{32}:[0-9]{1,18}:[0-9a-f]{16}$")]
     run: _Count
     n_epoch: _Int64 | None
-    dataset_type: _Name
+    dataset_type: _Text
     inputs: Annotated[int, Field(ge=1, lt=1 << 31)]
     units: _Count
     actuals: _Count | None
-    columns: list[tuple[str, str, list[_Count]]]
-    spans: list[tuple[_Count, _Count]]
+    columns: Annotated[list[tuple[str, str, _Shape]], Field(fail_fast=True)]
+    spans: Annotated[list[tuple[_Count, _Count]], Field(fail_fast=True)]
     nbytes: _Count
     crc: Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -89,8 +114,8 @@ class PartHeader(_Strict):
     """What a part holds."""
 
     format: Literal[1] = 1
-    runs: Annotated[list[RunHeader], Field(min_length=1, max_length=1000)]
-    chunks: Annotated[list[ChunkHeader], Field(min_length=1, max_length=1000)]
+    runs: Annotated[list[RunHeader], _Items]
+    chunks: Annotated[list[ChunkHeader], _Items]
 
     @model_validator(mode="after")
     def _knows_its_runs(self) -> Self:
@@ -126,13 +151,14 @@ class Part:
         return hashlib.sha256(content).hexdigest(), content
 
     @classmethod
-    def unpack(cls, content: Bytes) -> Self:
-        """Read what `pack` wrote. What is in it is still to be checked.
+    def unpack(cls, content: bytes | Bytes) -> Self:
+        """Read what `pack` wrote, without a copy of it. What is in it is still to be checked.
 
         Raises:
             InputError: It is not a part, or it is damaged.
             SchemaError: A later version wrote it.
         """
+        content = memoryview(content)
         if len(content) < 16 or bytes(content[:7]) != MAGIC[:7]:
             raise InputError("this is not a part of ml-debugger records")
         if content[7] != MAGIC[7]:
@@ -144,7 +170,7 @@ class Part:
             header = PartHeader.model_validate_json(bytes(content[16 : 16 + size]))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"]))[:80]
             raise InputError(f"the header of the part is malformed: {where}: {first['msg']}") from (
                 None
             )
@@ -202,8 +228,6 @@ def _layout(chunk: ChunkHeader, declared: Mapping[str, str]) -> Layout:
     for name, kind, shape in chunk.columns:
         if not NAME.fullmatch(name):
             raise InputError(f"a column cannot be called {name[:80]!r}")
-        if len(shape) > 8:
-            raise InputError(f"{name} has {len(shape)} dimensions, expected 8 at most")
         if kind.startswith(ARROW):
             known = kind.removeprefix(ARROW)
             wanted = "str" if name == INPUT_ID else declared.get(name)
@@ -216,9 +240,13 @@ def _layout(chunk: ChunkHeader, declared: Mapping[str, str]) -> Layout:
                 raise InputError(f"{name} has type {known[:20]!r}, expected {wanted!r}")
             if shape:
                 raise InputError(f"{name} is a text or a field, and has a shape")
-        elif not NUMBERS.fullmatch(kind) or np.dtype(kind).str != kind:
+            continue
+        if not NUMBERS.fullmatch(kind) or np.dtype(kind).str != kind:
             raise InputError(f"{name} has type {kind[:20]!r}, expected numbers")
-        elif name.startswith(("input/", "label/")) and name != RECORDED_AT:
+        # NumPy multiplies the sizes of axes as if none were 0.
+        if np.dtype(kind).itemsize * math.prod(size or 1 for size in shape) > VALUE_BYTES:
+            raise InputError(f"a value of {name} has shape {tuple(shape)}, which is too large")
+        if name.startswith(("input/", "label/")) and name != RECORDED_AT:
             raise InputError(f"{name} was not declared")
     layout = Layout.parse(chunk.layout)
     if len(layout) != len(chunk.columns):
@@ -235,6 +263,9 @@ def _spans(chunk: ChunkHeader, layout: Layout) -> NDArray[np.int64]:
     """Return where buffers lie, after a look whether they are where they can be."""
     if chunk.nbytes % ALIGNMENT:
         raise InputError(f"its {chunk.nbytes} bytes are no multiple of {ALIGNMENT}")
+    # Columns without width take no bytes, so that their length alone could fill a reader's memory.
+    if (units := max(chunk.units, chunk.actuals or 0)) > chunk.nbytes:
+        raise InputError(f"it has {units} units in {chunk.nbytes} bytes")
     end = 0
     for start, size in chunk.spans:
         if start % ALIGNMENT or start < end or start + size > chunk.nbytes:
@@ -267,5 +298,9 @@ def _check_arrow(column: Column, length: int, spans: NDArray[np.int64], body: By
         values.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{column.name} is damaged: {str(error)[:200]}") from None
+    if pa.types.is_timestamp(values.type):
+        found = [one.value for one in pc.min_max(values).values() if one.is_valid]
+        if any(not MOMENTS[0] <= one <= MOMENTS[1] for one in found):
+            raise InputError(f"{column.name} has moments that are not in the years 1 to 9999")
     if column.name == INPUT_ID and values.null_count:
         raise InputError(f"{INPUT_ID} is missing for {values.null_count} inputs")

@@ -198,7 +198,7 @@ class Records:
             StoreError: Something has changed on disk.
         """
         for chunk in self._chunks:
-            self._source.check(chunk)
+            self._source.checked(chunk)
 
     def missing_estimates(self, result: str) -> "Records | None":
         """Return the part of these records that has no columns of a result yet; None if none."""

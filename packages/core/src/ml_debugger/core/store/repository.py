@@ -152,7 +152,7 @@ class LocalRepository(Repository):
             *({k["name"]: k["type"] for k in one} for one in (self.fields, self.label_fields))
         )
         with self._catalogue.reading() as session:
-            here = _known(session, part)
+            here = self._here(session, part)
         wanted = [
             pair
             for pair in zip(part.header.chunks, part.bodies, strict=True)
@@ -164,7 +164,7 @@ class LocalRepository(Repository):
             self._segments.appended([body for _, body in wanted]) as (segment, offset),
             self._catalogue.writing() as session,
         ):
-            here = _known(session, part)  # another request may have brought it meanwhile
+            here = self._here(session, part)  # another request may have brought it meanwhile
             runs = [self._adopted_run(session, one) for one in part.header.runs]
             starts = accumulate((body.nbytes for _, body in wanted), initial=offset)
             new = [
@@ -191,6 +191,19 @@ class LocalRepository(Repository):
     def outbox(self, service: str) -> Outbox:
         """Return what is to be sent to a service, which is called by any text that is its own."""
         return Outbox(self._source, self._number, self.version, service)
+
+    def _here(self, session: Session, part: Part) -> set[str | None]:
+        """Return the origins of those chunks of a part that are here already."""
+        origins = [one.origin for one in part.header.chunks]
+        query = select(ChunkRow.origin, ChunkRow.version_id)
+        found = session.exec(query.where(col(ChunkRow.origin).in_(origins))).all()
+        for origin, version in found:
+            if version != self._number:
+                raise InputError(
+                    f"chunk {origin} is here already, as one of another version; send it under "
+                    "the name that it was recorded for"
+                )
+        return {origin for origin, _ in found}
 
     def _adopted_run(self, session: Session, header: RunHeader) -> int:
         same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == header.run)
@@ -384,11 +397,6 @@ def _epoch_info(n_epoch: int | None, rows: Sequence[Any]) -> EpochInfo:
         runs=tuple(dict.fromkeys(row[2] for row in rows)),
         records=records,
     )
-
-
-def _known(session: Session, part: Part) -> set[str | None]:
-    origins = [one.origin for one in part.header.chunks]
-    return set(session.exec(select(ChunkRow.origin).where(col(ChunkRow.origin).in_(origins))))
 
 
 def _interned(session: Session, table: Any, column: Any, value: str) -> int:

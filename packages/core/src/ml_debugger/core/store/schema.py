@@ -34,13 +34,17 @@ def _add_sync(connection: Connection) -> None:
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_settings, 2: _add_sync}
 
 
-def number_of(connection: Connection) -> int | None:
+def number_of(connection: Connection, namespace: str | None = None) -> int | None:
     """Return the schema of a database; None where it is empty.
+
+    Args:
+        connection: To the database.
+        namespace: Where in it to look, in databases that are divided into several.
 
     Raises:
         StoreError: It is a database of something else.
     """
-    tables = inspect(connection).get_table_names()
+    tables = inspect(connection).get_table_names(namespace)
     if not tables:
         return None
     number = None
@@ -54,14 +58,18 @@ def number_of(connection: Connection) -> int | None:
     return int(number)
 
 
-def prepare(connection: Connection) -> None:
+def prepare(connection: Connection, namespace: str | None = None) -> None:
     """Make the tables in an empty database, or bring those of an earlier version up to date.
+
+    Args:
+        connection: To the database, in a transaction that looks for names in `namespace` first.
+        namespace: As for `number_of`.
 
     Raises:
         StoreError: It is a database of something else.
         SchemaError: A newer version of ml-debugger wrote it.
     """
-    number = number_of(connection)
+    number = number_of(connection, namespace)
     if number is None:
         Base.metadata.create_all(connection)
         connection.execute(insert(SchemaRow).values(number=SCHEMA))

@@ -10,15 +10,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 from sqlalchemy import delete, func, insert, or_, update
 from sqlmodel import Session, col, select
 
-from ml_debugger.core.store.parts import ChunkHeader, Part, PartHeader, RunHeader
-from ml_debugger.core.store.segments import as_bytes
+from ml_debugger.core.store.parts import (
+    HEADER_BYTES,
+    ChunkHeader,
+    Part,
+    PartHeader,
+    RunHeader,
+)
 from ml_debugger.core.store.tables import (
     ChunkRow,
     IdentityRow,
+    LayoutRow,
     ModelRow,
     RunRow,
     UploadRow,
@@ -92,23 +97,27 @@ class Outbox:
         They are marked as sent. None when there are none. A chunk larger than a part is one.
 
         Raises:
-            StoreError: They cannot be read.
+            StoreError: They cannot be read, or have changed on disk.
         """
-        found, runs, store = self._oldest(n_epoch)
-        if not found:
-            return None
-        ranks = list({run.id: run for run in runs.values()}.values())
+        while True:
+            found, runs, store = self._oldest(n_epoch)
+            if not found:
+                return None
+            bodies = {chunk.id: self._source.checked(chunk) for chunk in found}
+            origins = {
+                number: f"{store}:{number}:{hashlib.sha256(body).hexdigest()[:16]}"
+                for number, body in bodies.items()
+            }
+            marked = self._mark(origins)
+            if chunks := [chunk for chunk in found if chunk.id in marked]:
+                break
+        ranks = list({runs[chunk.id].id: runs[chunk.id] for chunk in chunks}.values())
         at = {run.id: position for position, run in enumerate(ranks)}
-        headers, bodies = [], []
-        for chunk in found:
-            body = as_bytes(np.empty(chunk.nbytes, np.uint8))
-            self._source.read(chunk, 0, body)
-            origin = f"{store}:{chunk.id}:{hashlib.sha256(body).hexdigest()[:16]}"
-            headers.append(_chunk_header(chunk, origin, at[runs[chunk.id].id]))
-            bodies.append(body)
-        part = Part(PartHeader(runs=[_run_header(run) for run in ranks], chunks=headers), bodies)
-        self._mark({c.id: one.origin for c, one in zip(found, headers, strict=True)})
-        return part, [chunk.id for chunk in found]
+        header = PartHeader(
+            runs=[_run_header(run) for run in ranks],
+            chunks=[_chunk_header(one, origins[one.id], at[runs[one.id].id]) for one in chunks],
+        )
+        return Part(header, [bodies[one.id] for one in chunks]), [one.id for one in chunks]
 
     def saved(self, numbers: Sequence[int]) -> None:
         """Note that the service has saved chunks."""
@@ -148,13 +157,19 @@ class Outbox:
 
     def _oldest(self, n_epoch: EpochChoice) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], str]":
         """Return the chunks of the next part, who recorded each, and what this store is called."""
-        sizes = self._unsaved(select(ChunkRow.id, ChunkRow.nbytes), n_epoch)
+        # No less than what the columns and the spans take in a header.
+        text = func.length(LayoutRow.columns) + 2 * func.length(ChunkRow.buffers)
+        query = select(ChunkRow.id, ChunkRow.nbytes, text.label("text")).join(
+            LayoutRow, col(LayoutRow.id) == ChunkRow.layout_id
+        )
+        sizes = self._unsaved(query, n_epoch)
         with self._source.catalogue.reading() as session:
             numbers: list[int] = []
-            size = 0
+            size = header = 0
             for row in session.execute(sizes.order_by(col(ChunkRow.id)).limit(PART_CHUNKS)):
                 size += row.nbytes
-                if numbers and size > PART_BYTES:
+                header += row.text
+                if numbers and (size > PART_BYTES or header > HEADER_BYTES // 2):
                     break
                 numbers.append(row.id)
             if not numbers:
@@ -187,8 +202,8 @@ class Outbox:
             col(WithdrawalRow.version_name) == self._version.version_name,
         ]
 
-    def _mark(self, origins: Mapping[int, str]) -> None:
-        """Note that chunks are about to be sent; what was deleted meanwhile is left out."""
+    def _mark(self, origins: Mapping[int, str]) -> set[int]:
+        """Note that chunks are about to be sent; return which, without what is deleted by now."""
         numbers = list(origins)
         with self._source.catalogue.writing() as session:
             mine = col(UploadRow.service) == self._service
@@ -197,14 +212,15 @@ class Outbox:
                     select(UploadRow.chunk_id).where(mine, col(UploadRow.chunk_id).in_(numbers))
                 )
             )
-            alive = session.exec(select(col(ChunkRow.id)).where(col(ChunkRow.id).in_(numbers)))
+            found = session.exec(select(ChunkRow.id).where(col(ChunkRow.id).in_(numbers)))
+            alive = {number for number in found if number is not None}
             rows = [
                 {"service": self._service, "chunk_id": n, "origin": origins[n], "saved": False}
-                for n in alive
-                if n is not None and n not in known
+                for n in sorted(alive - known)
             ]
             if rows:
                 session.execute(insert(UploadRow), rows)
+        return alive
 
 
 def _run_header(run: RunRow) -> RunHeader:

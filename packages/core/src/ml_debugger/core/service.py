@@ -1,0 +1,324 @@
+"""The connection to a service: requests, and what its answers mean here."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from ml_debugger.core import errors
+from ml_debugger.core.errors import InputError, LicenseError, MLDebuggerError, SyncError
+from ml_debugger.core.records import ModelVersion
+
+if TYPE_CHECKING:
+    import requests
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 120.0
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+PATIENCE = 30.0
+BLOCK = 1 << 20
+PART_TYPE = "application/vnd.ml-debugger.part+zstd"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class UnavailableError(SyncError):
+    """The service cannot be reached, or cannot answer, just now.
+
+    Attributes:
+        pause: Seconds that it asks to be left alone, or None.
+    """
+
+    def __init__(self, text: str, pause: float | None = None) -> None:
+        super().__init__(text)
+        self.pause = pause
+
+
+class RefusedError(SyncError):
+    """The service will not do it, however often it is asked."""
+
+
+class ServiceClient:
+    """A project of a service, as an API key opens it; safe for several threads.
+
+    Nothing is asked before something is needed. A request that the service cannot answer just
+    now raises `UnavailableError`; `patiently` tries again.
+
+    Attributes:
+        endpoint: The service's address.
+    """
+
+    def __init__(self, endpoint: str, api_key: str | None) -> None:
+        """Take an address and a key.
+
+        Raises:
+            InputError: The address is none, or there is no key.
+        """
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(
+                f"api_endpoint must be an address such as https://ml-debugger.example.org, got "
+                f"{endpoint!r}"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError("api_endpoint must be a plain address; the key belongs in api_key")
+        if not api_key:
+            raise InputError(
+                f"{endpoint} needs an API key: set MLD_API_KEY, or pass api_key=; an admin of the "
+                "project makes one"
+            )
+        if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+            raise InputError("api_key is malformed; it looks like mldbg_...")
+        self.endpoint = endpoint.rstrip("/")
+        self._key = api_key
+        self._local = threading.local()
+        self._me: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"ServiceClient({self.endpoint!r})"
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nobody on the way can read along."""
+        parts = urlsplit(self.endpoint)
+        return parts.scheme == "https" or parts.hostname in LOOPBACK
+
+    @property
+    def place(self) -> str:
+        """A file name for what is kept of this service and this key's project."""
+        public = self._key.rpartition("_")[0]  # the part of a key that is no secret
+        return hashlib.sha256(f"{self.endpoint} {public}".encode()).hexdigest()[:16]
+
+    @property
+    def project(self) -> str:
+        """The id of the project that the key opens."""
+        return str(self.me()["projects"][0]["id"])
+
+    def me(self) -> dict[str, Any]:
+        """Return who the key makes us; asked once."""
+        if self._me is None:
+            found = self._json("GET", "/me")
+            if len(found.get("projects", ())) != 1:
+                raise RefusedError(f"the key opens no project at {self.endpoint}; ask for another")
+            self._me = found
+        return self._me
+
+    def register(
+        self,
+        version: ModelVersion,
+        *,
+        task: str,
+        architecture: Sequence[str],
+        layers: Mapping[str, str],
+        fields: Sequence[Mapping[str, Any]],
+        label_fields: Sequence[Mapping[str, Any]],
+    ) -> int:
+        """Make a model version there, or find it; return its number there."""
+        found = self._json(
+            "POST",
+            f"{self._project}/versions",
+            {
+                "model_name": version.model_name,
+                "version_name": version.version_name,
+                "task": task,
+                "architecture": list(architecture),
+                "layers": dict(layers),
+                "fields": [dict(one) for one in fields],
+                "label_fields": [dict(one) for one in label_fields],
+            },
+        )
+        return int(found["id"])
+
+    def put_part(self, version: int, digest: str, packed: bytes) -> int:
+        """Send a part, compressed; return how many of its inputs were new there."""
+        path = f"{self._project}/versions/{version}/parts/{digest}"
+        answer = self._request("PUT", path, data=packed, headers={"Content-Type": PART_TYPE})
+        return int(answer.json()["records"])
+
+    def withdraw(self, version: int, origins: Sequence[str]) -> None:
+        """Have chunks forgotten that were deleted here."""
+        path = f"{self._project}/versions/{version}/withdrawals"
+        self._json("POST", path, {"origins": list(origins)})
+
+    def version(self, version: ModelVersion) -> int | None:
+        """Return the number of a model version there; None if there is none."""
+        named = {"model_name": version.model_name, "version_name": version.version_name}
+        found = self._json("GET", f"{self._project}/versions", params=named)
+        return int(found[0]["id"]) if found else None
+
+    def about(self, version: int) -> dict[str, Any]:
+        """Return what is there of a version."""
+        found: dict[str, Any] = self._json("GET", f"{self._project}/versions/{version}")
+        return found
+
+    def evaluate(self, version: int, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for an evaluation; return its job."""
+        path = f"{self._project}/versions/{version}/evaluations"
+        job: dict[str, Any] = self._json("POST", path, dict(request))
+        return job
+
+    def job(self, number: str) -> dict[str, Any]:
+        """Return how a job is going."""
+        job: dict[str, Any] = self._json("GET", f"{self._project}/jobs/{number}")
+        return job
+
+    def cancel(self, number: str) -> dict[str, Any]:
+        """Stop a job; return how it stands."""
+        job: dict[str, Any] = self._json("POST", f"{self._project}/jobs/{number}/cancel")
+        return job
+
+    def results(self, **named: str) -> list[dict[str, Any]]:
+        """Return results, all of them or those of a `result_name`, `model_name`, `version_name`."""
+        found: list[dict[str, Any]] = self._json("GET", f"{self._project}/results", params=named)
+        return found
+
+    def download(self, result: int, folder: Path) -> None:
+        """Fetch a result's files into a folder, each compared with its hash.
+
+        Raises:
+            UnavailableError: A file arrived damaged; try again.
+        """
+        import requests
+
+        path = f"{self._project}/results/{result}/files"
+        for file in self._json("GET", path):
+            name = Path(str(file["name"])).name
+            digest = hashlib.sha256()
+            answer = self._request("GET", f"{path}/{name}", stream=True)
+            try:
+                with answer, (folder / name).open("xb") as out:
+                    for block in answer.iter_content(BLOCK):
+                        digest.update(block)
+                        out.write(block)
+            except requests.RequestException as error:
+                raise self._unavailable(error) from error
+            if digest.hexdigest() != file["sha256"]:
+                raise UnavailableError(f"{name} arrived damaged from {self.endpoint}; try again")
+
+    def query(self, result: int, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask which inputs to pick; see the service's interface."""
+        path = f"{self._project}/results/{result}/query"
+        found: dict[str, Any] = self._json("POST", path, dict(request))
+        return found
+
+    @property
+    def _project(self) -> str:
+        return f"/projects/{self.project}"
+
+    def _json(
+        self, method: str, path: str, body: Any = None, params: Mapping[str, str] | None = None
+    ) -> Any:
+        answer = self._request(method, path, json=body, params=params)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise RefusedError(
+                f"{self.endpoint} does not answer as an ml-debugger service; check the address"
+            ) from error
+
+    def _request(self, method: str, path: str, **more: Any) -> "requests.Response":
+        import requests
+
+        url = f"{self.endpoint}/api/v1{path}"
+        try:
+            answer = self._session.request(
+                method,
+                url,
+                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                allow_redirects=False,  # a key is not to follow wherever it is sent
+                **more,
+            )
+        except requests.RequestException as error:
+            raise self._unavailable(error) from error
+        if answer.status_code >= 300:
+            raise self._refusal(answer)
+        return answer
+
+    @property
+    def _session(self) -> "requests.Session":
+        """The connections of this thread: requests' sessions are not for several."""
+        import requests  # only who has a service waits for it
+
+        found: requests.Session | None = getattr(self._local, "session", None)
+        if found is None:
+            found = self._local.session = requests.Session()
+            found.auth = self._authorize  # or a .netrc would take the place of the key
+        return found
+
+    def _authorize(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _unavailable(self, error: Exception) -> UnavailableError:
+        # the cause's own text may hold addresses of proxies with their passwords
+        return UnavailableError(
+            f"{self.endpoint} cannot be reached ({type(error).__name__}); what is recorded is safe "
+            "here and can be sent later"
+        )
+
+    def _refusal(self, answer: "requests.Response") -> MLDebuggerError:
+        status = answer.status_code
+        try:
+            told = answer.json()
+            detail, kind = str(told["detail"]), str(told["kind"])
+        except (ValueError, KeyError, TypeError):
+            detail, kind = f"status {status}", ""
+        if status == 429 or status >= 500:
+            pause = answer.headers.get("Retry-After", "")
+            return UnavailableError(
+                f"{self.endpoint} cannot do this just now: {detail}",
+                float(pause) if pause.isdigit() else None,
+            )
+        if status < 400:
+            return RefusedError(
+                f"{self.endpoint} points elsewhere; set MLD_API_ENDPOINT to where it leads"
+            )
+        if status == 402:
+            return LicenseError(f"{self.endpoint}: {detail}")
+        found = getattr(errors, kind, None)
+        if isinstance(found, type) and issubclass(found, MLDebuggerError) and kind in _SHARED:
+            refusal: MLDebuggerError = found(f"{self.endpoint}: {detail}")
+            return refusal
+        return RefusedError(f"{self.endpoint} refused: {detail}")
+
+
+#: Errors that mean the same there and here.
+_SHARED = frozenset(
+    {
+        "ArchitectureMismatchError",
+        "EpochError",
+        "InputError",
+        "NothingToEvaluateError",
+        "ResultNotFoundError",
+        "SchemaError",
+        "StrategyError",
+    }
+)
+
+
+def patiently(act: Callable[[], T], patience: float | None = None) -> T:
+    """Do something again while the service cannot be reached, for a while.
+
+    Args:
+        act: What to do.
+        patience: For how many seconds; 30 by default.
+
+    Raises:
+        UnavailableError: It still cannot be then.
+    """
+    end = time.monotonic() + (PATIENCE if patience is None else patience)
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return act()
+        except UnavailableError as error:
+            wait = max(pause, error.pause or 0.0)
+            if time.monotonic() + wait > end:
+                raise
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
