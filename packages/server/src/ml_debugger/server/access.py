@@ -1,0 +1,300 @@
+"""Who asks, and what they may do: the dependencies that guard every route."""
+
+import ipaddress
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from limits import parse_many
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from ml_debugger.server.credentials import KEY_PREFIX
+from ml_debugger.server.people import Role
+from ml_debugger.server.problems import Problem
+from ml_debugger.server.projects import ProjectStore
+from ml_debugger.server.service import Service
+from ml_debugger.server.tables import (
+    KeyRow,
+    MemberRow,
+    OrganizationRow,
+    ProjectRow,
+    SessionRow,
+    UserRow,
+)
+
+COOKIE = "ml_debugger_session"
+CSRF = "X-CSRF-Token"
+SAFE = ("GET", "HEAD", "OPTIONS")
+USED_EVERY = 60 * 10**9  # how exactly a key's last use is kept
+
+
+class Limiter:
+    """Counts what went wrong, by who did it; kept in the memory of this process."""
+
+    def __init__(self, rates: str) -> None:
+        """Allow so much, as in `10/minute;50/hour`."""
+        self._rates = parse_many(rates)
+        self._strategy = MovingWindowRateLimiter(MemoryStorage())
+
+    def check(self, *who: str) -> None:
+        """Refuse whoever has gone wrong too often.
+
+        Raises:
+            Problem: 429; too many failures.
+        """
+        for rate in self._rates:
+            if not self._strategy.test(rate, *who):
+                stats = self._strategy.get_window_stats(rate, *who)
+                wait = max(1, int(stats.reset_time - time.time()) + 1)
+                raise Problem(429, "too many failed attempts; wait", retry_after=wait)
+
+    def failed(self, *who: str) -> None:
+        """Count a failure."""
+        for rate in self._rates:
+            self._strategy.hit(rate, *who)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks.
+
+    Attributes:
+        user: The person, or the one whose key it is.
+        key: The key; None for a person.
+        roles: The role in each organisation, by its id; none with a key.
+        csrf: What unsafe requests have to present, in a browser.
+        token: The token of a browser's login.
+    """
+
+    user: UserRow
+    key: KeyRow | None = None
+    roles: dict[str, Role] = field(default_factory=dict)
+    csrf: str | None = None
+    token: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How jobs and logs name it; a person by its id, since an address is nobody's business."""
+        return f"user:{self.user.id}" if self.key is None else f"key:{self.key.id}"
+
+    @property
+    def operator(self) -> bool:
+        """Whether it runs the service; a key never does."""
+        return self.key is None and self.user.operator
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project that the principal may use."""
+
+    row: ProjectRow
+    role: Role
+    principal: Principal
+    store: ProjectStore
+
+
+def service_of(request: Request) -> Service:
+    """Return the running service."""
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(service_of)]
+
+
+def principal(request: Request, service: TheService) -> Principal:
+    """Find out who asks: by API key, by cookie, or by what a trusted proxy says.
+
+    Raises:
+        Problem: 401 if that cannot be told, 403 if a browser's request may be another site's,
+            429 after too many wrong keys.
+    """
+    authorization = request.headers.get("Authorization")
+    if authorization is not None:
+        found = _by_key(request, service, authorization)
+    elif (cookie := request.cookies.get(COOKIE)) is not None:
+        found = _by_cookie(service, cookie)
+    else:
+        found = _by_proxy(request, service)
+    if found is None:
+        raise Problem(401, "an API key or a login is needed")
+    if found.csrf is not None and request.method not in SAFE:
+        shown = request.headers.get(CSRF, "")
+        if not service.credentials.is_digest(shown, f"csrf {found.token}"):
+            raise Problem(403, f"the header {CSRF} is missing or wrong; log in again")
+    request.state.principal = found.name
+    return found
+
+
+ThePrincipal = Annotated[Principal, Depends(principal)]
+
+
+def person(found: ThePrincipal) -> Principal:
+    """Let only people in, whatever their role.
+
+    Raises:
+        Problem: 403; it is a key.
+    """
+    if found.key is not None:
+        raise Problem(403, "an API key cannot do this; log in")
+    return found
+
+
+ThePerson = Annotated[Principal, Depends(person)]
+
+
+def operator(found: ThePerson) -> Principal:
+    """Let only those in who run the service.
+
+    Raises:
+        Problem: 403; it is somebody else.
+    """
+    if not found.operator:
+        raise Problem(403, "only an operator of the service can do this")
+    return found
+
+
+TheOperator = Annotated[Principal, Depends(operator)]
+
+_Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="An id of 32 hex digits.")]
+
+
+class InOrganization:
+    """Lets members of the organisation in the path in; others do not learn that it exists."""
+
+    def __init__(self, role: Role) -> None:
+        """Ask for a role."""
+        self._role = role
+
+    def __call__(
+        self, organization_id: _Id, found: ThePerson, service: TheService
+    ) -> OrganizationRow:
+        """Return the organisation.
+
+        Raises:
+            Problem: 404 to strangers, 403 to members who may not.
+        """
+        with service.database.reading() as session:
+            row = session.get(OrganizationRow, organization_id)
+        role = Role.ADMIN if found.operator else found.roles.get(organization_id)
+        if row is None or role is None:
+            raise Problem(404, "there is no such organisation")
+        _check(role, self._role)
+        return row
+
+
+class InProject:
+    """Lets those in who may use the project in the path; others do not learn that it exists."""
+
+    def __init__(self, role: Role) -> None:
+        """Ask for a role."""
+        self._role = role
+
+    def __call__(self, project_id: _Id, found: ThePrincipal, service: TheService) -> Project:
+        """Return the project.
+
+        Raises:
+            Problem: 404 to strangers, 403 to those who may not.
+        """
+        with service.database.reading() as session:
+            row = session.get(ProjectRow, project_id)
+            roles = found.roles if found.key is None else roles_of(session, found.user.id)
+        role = None if row is None else roles.get(row.organization_id)
+        if role is not None and found.key is not None:
+            # a key can do what it was made for, and no more than its maker still can
+            granted = Role(found.key.role)
+            role = None if found.key.project_id != project_id else min(role, granted, key=_RANK)
+        if row is None or role is None:
+            raise Problem(404, "there is no such project")
+        _check(role, self._role)
+        return Project(row, role, found, service.projects.store(row.id))
+
+
+AsViewer = Annotated[Project, Depends(InProject(Role.VIEWER))]
+AsMember = Annotated[Project, Depends(InProject(Role.MEMBER))]
+AsAdmin = Annotated[Project, Depends(InProject(Role.ADMIN))]
+OrganizationViewer = Annotated[OrganizationRow, Depends(InOrganization(Role.VIEWER))]
+OrganizationAdmin = Annotated[OrganizationRow, Depends(InOrganization(Role.ADMIN))]
+
+
+def address(request: Request) -> str:
+    """Return where a request comes from, as the server was told by a proxy that it trusts."""
+    return request.client.host if request.client is not None else "unknown"
+
+
+def roles_of(session: Session, user_id: str) -> dict[str, Role]:
+    """Return a person's role in each organisation."""
+    rows = session.exec(select(MemberRow).where(MemberRow.user_id == user_id))
+    return {one.organization_id: Role(one.role) for one in rows}
+
+
+_RANK = list(Role).index
+
+
+def _check(has: Role, needs: Role) -> None:
+    if not has.covers(needs):
+        raise Problem(403, f"this needs the role {needs}, and yours is {has}")
+
+
+def _by_key(request: Request, service: Service, authorization: str) -> Principal | None:
+    scheme, _, shown = authorization.partition(" ")
+    limiter: Limiter = request.app.state.key_limiter
+    limiter.check("key", address(request))
+    credentials = service.credentials
+    now = time.time_ns()
+    with service.database.reading() as session:
+        row = None
+        if scheme.lower() == "bearer" and shown.startswith(KEY_PREFIX):
+            row = session.get(KeyRow, credentials.key_id(shown))
+        right = credentials.is_digest("" if row is None else row.digest, shown)
+        user = None if row is None else session.get(UserRow, row.user_id)
+    if row is None or user is None or not right or (row.expires_at or now) < now:
+        limiter.failed("key", address(request))
+        raise Problem(401, "the API key is wrong, revoked or expired")
+    if row.last_used_at is None or abs(now - row.last_used_at) > USED_EVERY:
+        with service.database.writing() as session:
+            session.execute(update(KeyRow).where(col(KeyRow.id) == row.id).values(last_used_at=now))
+    return Principal(user, row)
+
+
+def _by_cookie(service: Service, cookie: str) -> Principal | None:
+    token = service.credentials.token(cookie)
+    if token is None:
+        return None
+    with service.database.reading() as session:
+        row = session.get(SessionRow, service.credentials.digest(token))
+        if row is None or row.expires_at < time.time_ns():
+            return None
+        user = session.get(UserRow, row.user_id)
+        if user is None:
+            return None
+        roles = roles_of(session, user.id)
+    return Principal(user, None, roles, service.credentials.csrf(token), token)
+
+
+def _by_proxy(request: Request, service: Service) -> Principal | None:
+    """Believe a header, if it comes from a proxy that is trusted to have checked who it is."""
+    settings = service.settings
+    if settings.user_header is None or request.client is None:
+        return None
+    email = request.headers.get(settings.user_header)
+    if email is None:
+        return None
+    peer = request.scope.get("ml_debugger.peer") or request.client.host
+    try:
+        found = ipaddress.ip_address(peer)
+    except ValueError:
+        return None
+    if not any(found in network for network in settings.trusted_proxies):
+        return None
+    with service.database.reading() as session:
+        user = session.exec(select(UserRow).where(UserRow.email == email.strip().lower())).first()
+        if user is None:
+            raise Problem(403, "nobody has let you into an organisation yet; ask an admin")
+        roles = roles_of(session, user.id)
+    token = f"proxy {user.id}"  # the proxy's own cookie is sent along by any site's pages
+    return Principal(user, None, roles, service.credentials.csrf(token), token)

@@ -1,0 +1,58 @@
+"""Taking in what SDKs send."""
+
+import tempfile
+from pathlib import Path as FilePath
+from typing import IO, Annotated
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+
+from ml_debugger.server.access import AsMember, Project, TheService
+from ml_debugger.server.api.models import Number, PartOut
+from ml_debugger.server.ingest import take_in
+from ml_debugger.server.service import Service
+
+router = APIRouter(prefix="/projects/{project_id}/versions/{version_id}/parts", tags=["parts"])
+
+Digest = Annotated[
+    str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the part, unpacked.")
+]
+MEDIA_TYPE = "application/vnd.ml-debugger.part+zstd"
+
+
+@router.put(
+    "/{digest}",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def put_part(
+    version_id: Number, digest: Digest, request: Request, project: AsMember, service: TheService
+) -> PartOut:
+    """Add the chunks of a part, all of them or none. Sent again, it changes nothing.
+
+    The body is the part, compressed with Zstandard.
+    """
+    folder = await run_in_threadpool(_incoming, service)
+    # without a name from the start: nothing is left of it, whatever happens
+    with tempfile.TemporaryFile(dir=folder) as file:
+        async for piece in request.stream():
+            file.write(piece)
+        records = await run_in_threadpool(_enter, service, project, version_id, digest, file)
+    return PartOut(records=records)
+
+
+def _incoming(service: Service) -> FilePath:
+    folder = service.settings.data / "incoming"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _enter(
+    service: Service, project: Project, version_id: int, digest: str, file: IO[bytes]
+) -> int:
+    repository = project.store.repository(version_id)
+    return take_in(service, project.row.organization_id, repository, digest, file)

@@ -1,0 +1,168 @@
+"""The web application: routes, what guards them, and what their errors become."""
+
+import errno
+import logging
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ml_debugger.core.errors import (
+    ArchitectureMismatchError,
+    EpochError,
+    InputError,
+    LicenseError,
+    MLDebuggerError,
+    NothingToEvaluateError,
+    ResultNotFoundError,
+    SchemaError,
+    StoreError,
+)
+from ml_debugger.server import __version__, operations
+from ml_debugger.server.access import Limiter, principal
+from ml_debugger.server.api import router
+from ml_debugger.server.observe import Metrics, Observed
+from ml_debugger.server.problems import Problem, ProblemOut
+from ml_debugger.server.service import Service
+from ml_debugger.server.settings import Settings
+
+log = logging.getLogger("ml_debugger.server")
+
+RETRY_AFTER = 2  # seconds, of what is only unavailable
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application of a service; it is opened when the application starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with Service(settings) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="ml-debugger",
+        version=__version__,
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.metrics = Metrics()
+    app.state.login_limiter = Limiter(settings.login_rate)
+    app.state.key_limiter = Limiter(settings.key_rate)
+    app.include_router(operations.router)
+    app.include_router(router)
+
+    @app.get("/api/v1/openapi.json", dependencies=[Depends(principal)], include_in_schema=False)
+    def openapi() -> JSONResponse:
+        """Return the description of this interface."""
+        return JSONResponse(app.openapi())
+
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(MLDebuggerError, _refused)
+    app.add_exception_handler(OSError, _disk)
+    app.add_exception_handler(Exception, _fault)
+    app.add_middleware(Bounded, settings=settings)
+    app.add_middleware(Observed, metrics=app.state.metrics)
+    return app
+
+
+class Bounded:
+    """ASGI middleware: no body is read further than it may be long."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        part = scope["method"] == "PUT" and "/parts/" in scope["path"]
+        limit = self._settings.max_part_bytes if part else self._settings.max_body_bytes
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        size = int(told) if told.isdigit() else 0
+        received = 0
+
+        async def bounded() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise Problem(413, f"a body may have {limit:,} bytes here")
+            return message
+
+        if size > limit:
+            request = Request(scope)
+            response = _answer(request, 413, f"a body may have {limit:,} bytes here", "Problem")
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        await self._app(scope, bounded, send)
+
+
+_STATUS: tuple[tuple[type[MLDebuggerError], int], ...] = (
+    (LicenseError, 402),
+    (NothingToEvaluateError, 404),
+    (ResultNotFoundError, 404),
+    (ArchitectureMismatchError, 409),
+    (InputError, 422),
+    (EpochError, 422),
+    (SchemaError, 422),
+    (StoreError, 503),
+)
+
+
+def _answer(request: Request, status: int, detail: str, kind: str) -> JSONResponse:
+    request_id = getattr(request.state, "request_id", "")
+    body = ProblemOut(detail=detail, kind=kind, request_id=request_id)
+    response = JSONResponse(body.model_dump(), status)
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    response = _answer(request, error.status_code, str(error.detail), "Problem")
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(one) for one in first["loc"])
+    return _answer(request, 422, f"{where}: {first['msg']}", "InputError")
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
+    if status == 503:
+        log.warning("unavailable", extra={"cause": str(error)})
+        return _answer(request, 503, "the service cannot do this just now; try again", "StoreError")
+    return _answer(request, status, str(error), type(error).__name__)
+
+
+def _disk(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE):
+        return _fault(request, error)
+    log.error("the disk refused", extra={"cause": errno.errorcode.get(error.errno or 0, "?")})
+    return _answer(request, 503, "the service cannot store anything just now", "StoreError")
+
+
+def _fault(request: Request, error: Exception) -> JSONResponse:
+    log.error("fault", exc_info=error, extra={"request_id": request.state.request_id})
+    return _answer(request, 500, "the service has a fault; its log says more", "Fault")

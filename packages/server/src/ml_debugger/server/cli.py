@@ -1,0 +1,116 @@
+"""The commands of whoever runs a service."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer()
+service = typer.Typer(
+    help="Look after a service: its tables, people, keys and backups.", no_args_is_help=True
+)
+app.add_typer(service, name="service")
+console = Console(markup=False)
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="The service's folder.", show_default="~/.ml_debugger/service"),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(help="PostgreSQL, as postgresql+psycopg://user@host/name.", show_default="SQLite"),
+]
+Objects = Annotated[
+    str | None,
+    typer.Option(
+        help="Where values lie, as s3://bucket/prefix.", show_default="the service's folder"
+    ),
+]
+
+
+@app.command()
+def serve(
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 for any.")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="The path under which a proxy shows the service.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Workers to run beside it.")] = 1,
+) -> None:
+    """Run the service. Every setting is in `MLD_SERVER_...` too; see the guide for all of them."""
+    from ml_debugger.server import running
+    from ml_debugger.server.people import first_login
+    from ml_debugger.server.service import Service
+
+    given: dict[str, Any] = {"host": host, "port": port, "root_path": root_path}
+    settings = _settings(data, database, objects, **given)
+    with Service(settings) as opened:
+        found = first_login(opened)
+    if found is not None:
+        path = settings.data / "first_login.json"
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(found._asdict(), file, indent=1)
+        console.print(
+            f"an operator, a project and an API key were made: see {path}, and delete it",
+            soft_wrap=True,
+        )
+    running.serve(settings, workers)
+
+
+@app.command()
+def worker(data: Data = None, database: Database = None, objects: Objects = None) -> None:
+    """Do a service's queued work: evaluations. Run as many as the machine can bear."""
+    from ml_debugger.server import running
+
+    running.work(_settings(data, database, objects))
+
+
+@service.command()
+def migrate(data: Data = None, database: Database = None, objects: Objects = None) -> None:
+    """Make the tables, or bring them up to date; with PostgreSQL, once for each new version."""
+    from ml_debugger.server.database import Database as Tables
+
+    settings = _settings(data, database, objects)
+    tables = Tables(settings.database, settings.data)
+    for line in tables.migrate() or ["everything is up to date"]:
+        console.print(line)
+    tables.close()
+
+
+@service.command()
+def tidy(data: Data = None, database: Database = None, objects: Objects = None) -> None:
+    """Drop what projects do not keep any longer, and give back space; workers do it hourly."""
+    from ml_debugger.server.retention import tidy as act
+    from ml_debugger.server.service import Service
+
+    with Service(_settings(data, database, objects)) as opened:
+        console.print(f"{act(opened)} epochs dropped")
+
+
+@service.command()
+def openapi() -> None:
+    """Print the description of the interface, in OpenAPI's form."""
+    from ml_debugger.server.app import create_app
+
+    typer.echo(json.dumps(create_app(_settings(None, None, None)).openapi(), indent=1))
+
+
+def _settings(data: Path | None, database: str | None, objects: str | None, **more: Any) -> Any:
+    from pydantic import ValidationError
+
+    from ml_debugger.core.errors import InputError
+    from ml_debugger.server.settings import Settings
+
+    given = {"data": data, "database": database, "objects": objects, **more}
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InputError(f"setting {first['loc'][0]}: {first['msg']}") from None

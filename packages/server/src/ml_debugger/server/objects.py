@@ -1,0 +1,259 @@
+"""Recorded values and results in an object store, with a copy of what is in use on local disk."""
+
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from sqlalchemy import delete, exists
+from sqlmodel import col, select
+
+from ml_debugger.core.errors import InputError, StoreError
+from ml_debugger.core.store.catalogue import Catalogue
+from ml_debugger.core.store.segments import SUFFIX, Bytes, SegmentReader
+from ml_debugger.core.store.tables import ChunkRow, SegmentRow
+
+COMPRESSED = ".zst"
+BLOCK = 1 << 20
+ORPHAN_SECONDS = 24 * 3600.0  # nothing that is being entered takes as long
+
+
+class Objects:
+    """A place in an object store.
+
+    Attributes:
+        root: Where it is, as fsspec names it.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any] | None = None) -> None:
+        """Prepare to connect; nothing is asked yet.
+
+        Raises:
+            InputError: There is no such kind of object store, or it needs a package.
+        """
+        if "://" not in url or url.startswith("file:"):
+            raise InputError(
+                f"objects must be a URL such as s3://bucket/prefix, got {url!r}; leave it out to "
+                "keep everything in the service's folder"
+            )
+        try:
+            self._fs, self.root = fsspec.core.url_to_fs(
+                url, use_listings_cache=False, **(options or {})
+            )
+        except (ImportError, ValueError) as error:
+            raise InputError(f"objects {url!r} cannot be used: {error}") from error
+        self.url = url.rstrip("/")
+        self.root = self.root.rstrip("/")
+
+    def write(self, name: str, pieces: Iterable[Bytes]) -> None:
+        """Write an object, compressed, that nothing is called yet.
+
+        Raises:
+            StoreError: The object store refused.
+        """
+        with self._told(f"cannot write {self.url}/{name}"):
+            with self._fs.open(f"{self.root}/{name}", "wb") as raw:
+                with pa.CompressedOutputStream(pa.PythonFile(raw, "w"), "zstd") as out:
+                    for piece in pieces:
+                        out.write(piece)
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy an object into a file, as it was before it was compressed.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StoreError: The object store refused.
+        """
+        with self._told(f"cannot read {self.url}/{name}"):
+            raw = self._fs.open(f"{self.root}/{name}", "rb", block_size=16 << 20)
+            with raw, pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as source:
+                with target.open("xb") as out:
+                    while block := source.read(BLOCK):
+                        out.write(block)
+
+    def put_folder(self, folder: Path, name: str) -> None:
+        """Copy a folder's files, after deleting what was there under its name."""
+        with self._told(f"cannot write {self.url}/{name}"):
+            self._remove(name)
+            for file in sorted(folder.iterdir()):
+                self._fs.put_file(str(file), f"{self.root}/{name}/{file.name}")
+
+    def get_folder(self, name: str, folder: Path) -> None:
+        """Copy files into a new folder.
+
+        Raises:
+            FileNotFoundError: There are none.
+            StoreError: The object store refused.
+        """
+        with self._told(f"cannot read {self.url}/{name}"):
+            files = self._fs.ls(f"{self.root}/{name}", detail=False)
+            folder.mkdir(parents=True)
+            for file in files:
+                self._fs.get_file(file, str(folder / Path(file).name))
+
+    def remove(self, name: str) -> None:
+        """Delete an object or a folder; there being none is no error."""
+        with self._told(f"cannot delete {self.url}/{name}"):
+            self._remove(name)
+
+    def ages(self, name: str) -> dict[str, float]:
+        """Return how many seconds ago each object of a folder was written."""
+        with self._told(f"cannot list {self.url}/{name}"):
+            try:
+                found = self._fs.ls(f"{self.root}/{name}", detail=True)
+            except FileNotFoundError:
+                return {}
+        now = time.time()
+        return {Path(one["name"]).name: now - _written(one) for one in found}
+
+    def ping(self) -> None:
+        """Look whether the object store answers.
+
+        Raises:
+            StoreError: It does not.
+        """
+        with self._told(f"{self.url} does not answer"), suppress(FileNotFoundError):
+            self._fs.info(self.root)
+
+    def _remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.rm(f"{self.root}/{name}", recursive=True)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
+            raise StoreError(f"{what} ({type(error).__name__}); try again") from error
+
+
+class ObjectSegments:
+    """Segments that are objects, one for each append; read through a cache of files."""
+
+    def __init__(self, objects: Objects, name: str, cache: Path, limit: int) -> None:
+        """Use objects under a name, and a folder that may take `limit` bytes."""
+        self._objects = objects
+        self._name = name
+        self._cache = cache
+        self._limit = limit
+        self._files = SegmentReader(cache)
+        self._lock = threading.Lock()
+        self._fetching: dict[str, threading.Lock] = {}
+
+    @contextmanager
+    def appended(self, pieces: Iterable[Bytes]) -> Iterator[tuple[str, int]]:
+        """Write byte arrays as one object, and give the time to enter it somewhere.
+
+        Should that fail, the object stays: a transaction whose commit failed may still be found
+        committed. `collect` deletes what nobody has entered after a day.
+        """
+        name = uuid.uuid4().hex
+        self._objects.write(self._object(name), pieces)
+        yield name, 0
+
+    def read(self, name: str, offset: int, out: Bytes) -> None:
+        """Fill `out` with the bytes at an offset of a segment."""
+        try:
+            self._files.read(name, offset, out)
+        except FileNotFoundError:
+            self._fetch(name)
+            self._files.read(name, offset, out)
+
+    def place(self, name: str) -> str:
+        """Return the URL of a segment."""
+        return f"{self._objects.url}/{self._object(name)}"
+
+    def anew(self) -> "ObjectSegments":
+        """Return the same segments with an empty cache."""
+        shutil.rmtree(self._cache / "anew", ignore_errors=True)
+        return ObjectSegments(self._objects, self._name, self._cache / "anew", 0)
+
+    def close(self) -> None:
+        """Let go of open files."""
+        self._files.close()
+
+    def collect(self, catalogue: Catalogue) -> int:
+        """Delete objects of which no chunk is left, or that were never entered; count them."""
+        with catalogue.writing() as session:
+            dead = list(
+                session.exec(
+                    select(SegmentRow.name).where(
+                        ~exists().where(col(ChunkRow.segment_id) == SegmentRow.id)
+                    )
+                )
+            )
+            session.execute(delete(SegmentRow).where(col(SegmentRow.name).in_(dead)))
+        for name in dead:
+            self._objects.remove(self._object(name))
+            (self._cache / (name + SUFFIX)).unlink(missing_ok=True)
+        old = [
+            name.removesuffix(COMPRESSED)
+            for name, age in self._objects.ages(self._name).items()
+            if age > ORPHAN_SECONDS
+        ]
+        with catalogue.reading() as session:
+            known = set(session.exec(select(SegmentRow.name)))
+        orphans = [name for name in old if name not in known]
+        for name in orphans:
+            self._objects.remove(self._object(name))
+        return len(dead) + len(orphans)
+
+    def _object(self, name: str) -> str:
+        return f"{self._name}/{name}{COMPRESSED}"
+
+    def _fetch(self, name: str) -> None:
+        with self._lock:
+            mine = self._fetching.setdefault(name, threading.Lock())
+        with mine:
+            path = self._cache / (name + SUFFIX)
+            if path.exists():
+                return
+            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = self._cache / f".{uuid.uuid4().hex}"
+            try:
+                self._objects.fetch(self._object(name), draft)
+                draft.rename(path)
+            except OSError as error:
+                if isinstance(error, StoreError | FileNotFoundError):
+                    raise
+                raise StoreError(
+                    f"cannot cache {self.place(name)}: {error.strerror}; free some space"
+                ) from error
+            finally:
+                draft.unlink(missing_ok=True)
+        with self._lock:
+            self._fetching.pop(name, None)
+            self._evict(keep=path)
+
+    def _evict(self, keep: Path) -> None:
+        """Delete the files that were fetched first, until the rest is no more than allowed."""
+        files = []
+        for path in self._cache.glob("*" + SUFFIX):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                files.append((found.st_mtime, found.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._limit:
+                break
+            if path != keep:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)  # noqa: PTH108  # open files stay readable
+                total -= size
+
+
+def _written(entry: dict[str, Any]) -> float:
+    for name in ("LastModified", "last_modified", "mtime", "created", "updated"):
+        found = entry.get(name)
+        if found is not None:
+            return float(found.timestamp()) if hasattr(found, "timestamp") else float(found)
+    return time.time()  # nothing is known of its age, so it is taken for new

@@ -1,0 +1,127 @@
+"""What operators see of a running service: structured logs and metrics, and no user's data."""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pythonjsonlogger.json import JsonFormatter
+
+log = logging.getLogger("ml_debugger.server.requests")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Metrics:
+    """The counters of a process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        names = ["method", "route", "status"]
+        self.requests = Counter(
+            "ml_debugger_requests", "Requests answered", names, registry=self.registry
+        )
+        self.seconds = Histogram(
+            "ml_debugger_request_seconds",
+            "Seconds that requests took",
+            ["method", "route"],
+            registry=self.registry,
+        )
+        self.running = Gauge(
+            "ml_debugger_requests_running", "Requests under way", registry=self.registry
+        )
+        self.received = Counter(
+            "ml_debugger_received_bytes", "Bytes of bodies received", registry=self.registry
+        )
+        self.jobs = Gauge("ml_debugger_jobs", "Open jobs", ["state"], registry=self.registry)
+
+
+class Observed:
+    """ASGI middleware: gives each request an id, logs it, counts it."""
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status, received = time.perf_counter(), 500, 0
+
+        async def counting() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def sending(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"cache-control", b"no-store"),
+                ]
+            await send(message)
+
+        self._metrics.running.inc()
+        try:
+            await self._app(scope, counting, sending)
+        finally:
+            self._metrics.running.dec()
+            seconds = time.perf_counter() - start
+            # the template and not the path, which names what users made
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.requests.labels(method, route, str(status)).inc()
+            self._metrics.seconds.labels(method, route).observe(seconds)
+            self._metrics.received.inc(received)
+            log.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "milliseconds": round(seconds * 1e3, 1),
+                    "received": received,
+                    "principal": scope["state"].get("principal"),
+                },
+            )
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def log_as_json(level: int = logging.INFO) -> None:
+    """Write what this process logs to stderr, a JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = JsonFormatter(
+        "%(asctime)s %(levelname)s %(name)s %(message)s",
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+        json_serializer=json.dumps,
+    )
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("ml_debugger").setLevel(level)
+    logging.getLogger("uvicorn.error").setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers[:] = []
+        logging.getLogger(name).propagate = name != "uvicorn.access"

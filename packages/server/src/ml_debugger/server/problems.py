@@ -1,0 +1,20 @@
+"""What a request is told when it cannot be done."""
+
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+
+class Problem(HTTPException):
+    """A request that cannot be done; becomes a `ProblemOut` with its status."""
+
+    def __init__(self, status: int, detail: str, *, retry_after: int | None = None) -> None:
+        headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, detail, headers)
+
+
+class ProblemOut(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+    kind: str
+    request_id: str

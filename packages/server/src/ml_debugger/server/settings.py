@@ -1,0 +1,87 @@
+"""What whoever runs the service decides; every setting is an option and an environment variable."""
+
+import os
+import secrets
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_debugger.core.settings import resolve_home
+
+
+def _default_data() -> Path:
+    return resolve_home() / "service"
+
+
+class Settings(BaseSettings):
+    """How the service runs; read from `MLD_SERVER_...` where not given.
+
+    Attributes:
+        data: The service's folder: everything by default, a cache where `objects` is set.
+        database: A PostgreSQL URL, `postgresql+psycopg://...`; None for SQLite files in `data`.
+        objects: Where recorded values and results lie, as fsspec names it (`s3://bucket/prefix`);
+            None for files in `data`.
+        objects_options: What fsspec is told beside the URL, an endpoint for example.
+        host: The address to listen on.
+        port: The port to listen on; 0 for any that is free.
+        root_path: The path under which a proxy shows the service.
+        secret: Signs cookies and hashes keys; made once and kept in `data` if None. All processes
+            of one service need the same.
+        max_part_bytes: The largest part that is taken, unpacked.
+        max_body_bytes: The largest body of any other request.
+        cache_bytes: What a project may keep in `data` of what lies in `objects`.
+        session_hours: How long a login lasts.
+        secure_cookies: Whether browsers send the cookie over HTTPS only.
+        login_rate: Failed logins that an address and an account are allowed.
+        key_rate: Requests with a wrong key that an address is allowed.
+        user_header: The header in which a reverse proxy names who it has authenticated; None for
+            no such proxy.
+        trusted_proxies: From where that header, and `X-Forwarded-For`, are believed.
+        metrics_token: What Prometheus has to present as a bearer token; None: operators only.
+        lease_seconds: How long a worker may be silent before its job is given to another.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MLD_SERVER_", extra="ignore")
+
+    data: Path = Field(default_factory=_default_data)
+    database: str | None = None
+    objects: str | None = None
+    objects_options: dict[str, Any] = {}
+    host: str = "127.0.0.1"
+    port: int = Field(default=8787, ge=0, lt=65536)
+    root_path: str = ""
+    secret: SecretStr | None = None
+    max_part_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    max_body_bytes: int = Field(default=4 << 20, ge=1 << 10)
+    cache_bytes: int = Field(default=20 << 30, ge=0)
+    session_hours: float = Field(default=12, gt=0)
+    secure_cookies: bool = True
+    login_rate: str = "10/minute;50/hour"
+    key_rate: str = "60/minute"
+    user_header: str | None = None
+    trusted_proxies: list[IPv4Network | IPv6Network] = []
+    metrics_token: SecretStr | None = None
+    lease_seconds: float = Field(default=30, gt=0)
+
+    @cached_property
+    def key(self) -> bytes:
+        """The secret, from the settings or from the service's folder."""
+        if self.secret is not None:
+            return self.secret.get_secret_value().encode()
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.data / "secret"
+        draft = path.with_name(f".secret.{os.getpid()}")
+        if not path.exists():
+            draft.touch(mode=0o600)
+            draft.write_text(secrets.token_urlsafe(48))
+            try:
+                os.link(draft, path)  # whoever is first decides
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        return path.read_text().encode()

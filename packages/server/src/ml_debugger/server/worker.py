@@ -1,0 +1,199 @@
+"""The process that does the queued work, one job at a time, each in a process of its own.
+
+A job's process can be stopped, and cannot take its worker down. Killed at any moment it leaves
+nothing half done: a result is entered whole or not at all.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ml_debugger.core.errors import MLDebuggerError, StoreError
+from ml_debugger.core.evaluation.method import evaluate
+from ml_debugger.core.evaluation.result import Result
+from ml_debugger.core.evaluation.scoring import score_missing
+from ml_debugger.core.progress import listening
+from ml_debugger.core.records import ModelVersion
+from ml_debugger.server.jobs import State, Watch
+from ml_debugger.server.picking import records_of, scope_of
+from ml_debugger.server.projects import ProjectStore
+from ml_debugger.server.retention import tidy
+from ml_debugger.server.service import Service
+from ml_debugger.server.settings import Settings
+from ml_debugger.server.tables import JobRow
+
+POLL = 0.5
+TIDY_EVERY = 3600.0
+SAID_EVERY = 0.2
+
+log = logging.getLogger("ml_debugger.server.worker")
+
+
+class Worker:
+    """Takes jobs until it is told to stop."""
+
+    def __init__(self, service: Service, name: str | None = None) -> None:
+        """Work for a service; the name is for people."""
+        self._service = service
+        self._queue = service.queue
+        self._name = name or f"{socket.gethostname()}:{os.getpid()}"
+        self._lease = service.settings.lease_seconds
+        self._watch = Watch(self._queue, self._lease)
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([__name__])
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; a job that is not done then is left to other workers."""
+        tidied = time.monotonic()
+        while not stop.is_set():
+            try:
+                for one in self._watch.look():
+                    log.warning("job abandoned", extra={"job": one.id, "worker": one.worker})
+                job = self._queue.take(self._name)
+                if time.monotonic() - tidied > TIDY_EVERY:
+                    tidied = time.monotonic()
+                    tidy(self._service)
+            except StoreError as error:
+                log.warning("cannot look for jobs", extra={"cause": str(error)})
+                stop.wait(POLL * 4)
+                continue
+            if job is None:
+                stop.wait(POLL)
+            else:
+                self._do(job, stop)
+
+    def _do(self, job: JobRow, stop: threading.Event) -> None:
+        log.info("job begun", extra={"job": job.id, "kind": job.kind, "attempt": job.attempt})
+        mine, theirs = self._processes.Pipe()
+        arguments = (self._service.settings, job.model_dump(), theirs)
+        process = self._processes.Process(target=_child, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        state: State = "queued"
+        message = "its process died"
+        try:
+            found = self._attend(job, process, mine, stop)
+            if found is None:  # cancelled, or no longer ours
+                state, message = "cancelled", ""
+            elif found:
+                state, message = found
+        finally:
+            process.kill()
+            process.join()
+            mine.close()
+        self._end(job, state, message, stop)
+
+    def _attend(
+        self, job: JobRow, process: Any, said: Connection, stop: threading.Event
+    ) -> tuple[State, str] | tuple[()] | None:
+        """Keep a job until its process has said how it ended; () if it cannot any more."""
+        progress, beaten = 0.0, 0.0
+        while True:
+            if stop.is_set():
+                return "queued", "its worker was stopped"
+            try:
+                while said.poll(POLL):
+                    what, *rest = said.recv()
+                    if what != "progress":
+                        return what, rest[0]
+                    progress = rest[0]
+                    if time.monotonic() - beaten > self._lease / 6:
+                        break
+            except EOFError:
+                return ()
+            if not process.is_alive() and not said.poll():
+                return ()
+            if time.monotonic() - beaten > self._lease / 6:
+                try:
+                    if not self._queue.beat(job, progress):
+                        return None
+                    beaten = time.monotonic()
+                except StoreError as error:  # the job goes on meanwhile
+                    log.warning("cannot say that a job goes on", extra={"cause": str(error)})
+
+    def _end(self, job: JobRow, state: State, message: str, stop: threading.Event) -> None:
+        while True:
+            try:
+                kept = self._queue.end(job, state, message)
+            except StoreError as error:
+                log.warning("cannot say how a job ended", extra={"cause": str(error)})
+                if stop.wait(POLL * 4):
+                    return
+            else:
+                about = {"job": job.id, "state": state if kept else "taken over"}
+                log.info("job ended", extra=about)
+                return
+
+
+def _child(settings: Settings, job: dict[str, Any], connection: Connection) -> None:
+    """Do one job, and say how it went."""
+    threading.Thread(target=_die_with_parent, args=(connection,), daemon=True).start()
+    lock = threading.Lock()
+
+    def say(*what: Any) -> None:
+        with lock:
+            connection.send(what)
+
+    said = 0.0
+
+    def advance(share: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > SAID_EVERY:
+            said = time.monotonic()
+            say("progress", share)
+
+    try:
+        with Service(settings) as service, listening(advance):
+            store = service.projects.store(job["project_id"])
+            _KINDS[job["kind"]](store, job, json.loads(job["request"]))
+    except StoreError as error:
+        say("queued", f"{type(error).__name__}: {error}")
+    except MLDebuggerError as error:
+        say("failed", str(error))
+    except Exception as error:  # told to whoever asked, in the log with all its frames
+        log.exception("job failed", extra={"job": job["id"]})
+        say("failed", f"the service has a fault: {type(error).__name__}")
+    else:
+        say("done", "")
+
+
+def _evaluate(store: ProjectStore, job: dict[str, Any], request: dict[str, Any]) -> None:
+    name = job["result_name"]
+    if any(one.name == name for one in store.results()):
+        return  # by a worker that died before it could say so: the name was kept for this job
+    evaluate(
+        store,
+        ModelVersion(job["model_name"], job["version_name"]),
+        method_name=request["method_name"],
+        result_name=name,
+        n_epoch=request["n_epoch"],
+        options=request["options"],
+    )
+
+
+def _estimate(store: ProjectStore, job: dict[str, Any], request: dict[str, Any]) -> None:
+    info = store.result(job["result_name"])
+    records = records_of(store, info, scope_of(store, info, request))
+    score_missing(records, Result.load(store.result_folder(info.name)))
+
+
+_KINDS: dict[str, Callable[[ProjectStore, dict[str, Any], dict[str, Any]], None]] = {
+    "evaluation": _evaluate,
+    "estimates": _estimate,
+}
+
+
+def _die_with_parent(connection: Connection) -> None:
+    """End this process when the worker is gone, which closes its side of the pipe."""
+    try:
+        connection.poll(None)
+    except OSError:
+        pass
+    os._exit(1)
