@@ -966,7 +966,7 @@ def _undo_sync(raw):
     """Make a catalogue what it was before schema 3."""
     raw.execute("DROP INDEX chunk_origin")
     raw.execute("ALTER TABLE chunk DROP COLUMN origin")
-    for table in ("identity", "upload", "withdrawal"):
+    for table in ("identity", "upload", "withdrawal", "forgotten"):
         raw.execute(f"DROP TABLE {table}")
     raw.execute("UPDATE schema_number SET number = 2")
 

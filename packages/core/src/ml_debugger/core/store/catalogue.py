@@ -118,7 +118,9 @@ def sqlite_engine(path: Path) -> Engine:
     Transactions begin as `BEGIN`, or as the execution option "begin" says.
     """
     arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
-    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=1)
+    engine = create_engine(
+        f"sqlite:///{path}", connect_args=arguments, pool_size=1, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def connect(raw: Any, _record: object) -> None:

@@ -126,6 +126,12 @@ class PartHeader(_Strict):
         return self
 
 
+def brief(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and not what was given, which may be long."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Some chunks of a model version, and their bytes.
@@ -169,11 +175,7 @@ class Part:
         try:
             header = PartHeader.model_validate_json(bytes(content[16 : 16 + size]))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))[:80]
-            raise InputError(f"the header of the part is malformed: {where}: {first['msg']}") from (
-                None
-            )
+            raise InputError(f"the header of the part is malformed: {brief(error)}") from None
         start = 16 + size
         start += -start % ALIGNMENT
         if start + sum(one.nbytes for one in header.chunks) != len(content):

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, get_args
 
 import pyarrow as pa
+from pydantic import ValidationError
 from sqlalchemy import func, insert, true
 from sqlmodel import Session, col, select
 from typing_extensions import override
@@ -28,11 +29,17 @@ from ml_debugger.core.store.contract import (
     Scope,
 )
 from ml_debugger.core.store.live import LiveRows
-from ml_debugger.core.store.parts import ChunkHeader, Part, RunHeader
+from ml_debugger.core.store.parts import ChunkHeader, Part, RunHeader, brief
 from ml_debugger.core.store.records import Records
 from ml_debugger.core.store.segments import checksum
 from ml_debugger.core.store.sending import Outbox, delete_chunks
-from ml_debugger.core.store.tables import ChunkRow, LayoutRow, RunRow, SegmentRow
+from ml_debugger.core.store.tables import (
+    ChunkRow,
+    ForgottenRow,
+    LayoutRow,
+    RunRow,
+    SegmentRow,
+)
 
 CHUNK_BYTES = 64 << 20
 
@@ -85,6 +92,19 @@ class LocalRepository(Repository):
         if purpose not in get_args(Purpose):
             raise InputError(f"purpose {purpose!r}, expected {', '.join(get_args(Purpose))}")
         run = run or str(uuid.uuid4())
+        try:  # what could not be sent to a service is not recorded either
+            header = RunHeader(
+                run=run,
+                rank=rank,
+                world_size=world_size,
+                purpose=purpose,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                started_at=time.time_ns(),
+                settings=dict(settings or {}),
+            )
+        except ValidationError as error:
+            raise InputError(f"a run cannot be like this: {brief(error)}") from None
         with self._catalogue.writing() as session:
             same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == run)
             ranks = {one.rank: one for one in session.exec(same)}
@@ -92,17 +112,7 @@ class LocalRepository(Repository):
                 raise InputError(f"run {run} is of purpose {other[0]!r}, not {purpose!r}")
             row = ranks.get(rank)
             if row is None:
-                row = RunRow(
-                    version_id=self._number,
-                    uuid=run,
-                    purpose=purpose,
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    rank=rank,
-                    world_size=world_size,
-                    started_at=time.time_ns(),
-                    settings=json.dumps(dict(settings or {})),
-                )
+                row = self._run_row(header)
                 session.add(row)
                 session.flush()
             assert row.id is not None  # flushed
@@ -136,7 +146,8 @@ class LocalRepository(Repository):
     def adopt(self, part: Part) -> int:
         """Add chunks of another store, all of them or none; durable on return.
 
-        Those that are here already, by their origin, are left as they are.
+        Those that are here already, by their origin, are left as they are, and those that were
+        forgotten stay so.
 
         Args:
             part: The chunks. Everything in it is checked first.
@@ -180,11 +191,18 @@ class LocalRepository(Repository):
         return sum(one.inputs for one in chunks)
 
     def forget(self, origins: Sequence[str]) -> int:
-        """Delete chunks that were adopted, by their origin; return how many were here."""
+        """Delete chunks that were adopted, by their origin; return how many were here.
+
+        Those that were not are not taken in any more: they may still be on their way.
+        """
         mine = (col(ChunkRow.version_id) == self._number, col(ChunkRow.origin).in_(origins))
         with self._catalogue.writing() as session:
             found = len(session.exec(select(ChunkRow.id).where(*mine)).all())
             delete_chunks(session, *mine)
+            known = select(ForgottenRow.origin).where(col(ForgottenRow.origin).in_(origins))
+            new = sorted(set(origins) - set(session.exec(known)))
+            if new:
+                session.execute(insert(ForgottenRow), [{"origin": one} for one in new])
         self._live.clear()
         return found
 
@@ -193,7 +211,7 @@ class LocalRepository(Repository):
         return Outbox(self._source, self._number, self.version, service)
 
     def _here(self, session: Session, part: Part) -> set[str | None]:
-        """Return the origins of those chunks of a part that are here already."""
+        """Return the origins of those chunks of a part that are not to be added."""
         origins = [one.origin for one in part.header.chunks]
         query = select(ChunkRow.origin, ChunkRow.version_id)
         found = session.exec(query.where(col(ChunkRow.origin).in_(origins))).all()
@@ -203,7 +221,18 @@ class LocalRepository(Repository):
                     f"chunk {origin} is here already, as one of another version; send it under "
                     "the name that it was recorded for"
                 )
-        return {origin for origin, _ in found}
+        gone = select(ForgottenRow.origin).where(col(ForgottenRow.origin).in_(origins))
+        there: set[str | None] = {origin for origin, _ in found}
+        there.update(session.exec(gone))
+        return there
+
+    def _run_row(self, header: RunHeader) -> RunRow:
+        return RunRow(
+            version_id=self._number,
+            uuid=header.run,
+            settings=json.dumps(header.settings),
+            **header.model_dump(exclude={"run", "settings"}),
+        )
 
     def _adopted_run(self, session: Session, header: RunHeader) -> int:
         same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == header.run)
@@ -212,12 +241,7 @@ class LocalRepository(Repository):
             raise InputError(f"run {header.run} is not of purpose {header.purpose!r}")
         row = ranks.get(header.rank)
         if row is None:
-            row = RunRow(
-                version_id=self._number,
-                uuid=header.run,
-                settings=json.dumps(header.settings),
-                **header.model_dump(exclude={"run", "settings"}),
-            )
+            row = self._run_row(header)
             session.add(row)
             session.flush()
         assert row.id is not None  # flushed

@@ -25,7 +25,7 @@ def _add_sync(connection: Connection) -> None:
     """Let chunks be known under one name wherever they are, and remember where they were sent."""
     connection.execute(text("ALTER TABLE chunk ADD COLUMN origin VARCHAR"))
     connection.execute(text("CREATE UNIQUE INDEX chunk_origin ON chunk (origin)"))
-    new = [Base.metadata.tables[name] for name in ("identity", "upload", "withdrawal")]
+    new = [Base.metadata.tables[name] for name in ("identity", "upload", "withdrawal", "forgotten")]
     Base.metadata.create_all(connection, tables=new)
     _identify(connection)
 

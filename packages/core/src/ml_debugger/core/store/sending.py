@@ -100,12 +100,12 @@ class Outbox:
             StoreError: They cannot be read, or have changed on disk.
         """
         while True:
-            found, runs, store = self._oldest(n_epoch)
+            found, runs, known, store = self._oldest(n_epoch)
             if not found:
                 return None
             bodies = {chunk.id: self._source.checked(chunk) for chunk in found}
             origins = {
-                number: f"{store}:{number}:{hashlib.sha256(body).hexdigest()[:16]}"
+                number: known[number] or f"{store}:{number}:{hashlib.sha256(body).hexdigest()[:16]}"
                 for number, body in bodies.items()
             }
             marked = self._mark(origins)
@@ -155,8 +155,14 @@ class Outbox:
                 )
             )
 
-    def _oldest(self, n_epoch: EpochChoice) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], str]":
-        """Return the chunks of the next part, who recorded each, and what this store is called."""
+    def _oldest(
+        self, n_epoch: EpochChoice
+    ) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], dict[int, str | None], str]":
+        """Return the chunks of the next part.
+
+        With them come who recorded each, the origins of those that are from elsewhere, and what
+        this store is called.
+        """
         # No less than what the columns and the spans take in a header.
         text = func.length(LayoutRow.columns) + 2 * func.length(ChunkRow.buffers)
         query = select(ChunkRow.id, ChunkRow.nbytes, text.label("text")).join(
@@ -173,14 +179,14 @@ class Outbox:
                     break
                 numbers.append(row.id)
             if not numbers:
-                return (), {}, ""
+                return (), {}, {}, ""
             found = self._source.load(session, col(ChunkRow.id).in_(numbers))
-            by = select(ChunkRow.id, RunRow).join(RunRow, col(RunRow.id) == ChunkRow.run_id)
-            runs = {
-                number: run.model_copy()
-                for number, run in session.execute(by.where(col(ChunkRow.id).in_(numbers)))
-            }
-            return found, runs, session.exec(select(IdentityRow.uuid)).one()
+            by = select(ChunkRow.id, ChunkRow.origin, RunRow)
+            by = by.join(RunRow, col(RunRow.id) == ChunkRow.run_id)
+            runs, known = {}, {}
+            for number, origin, run in session.execute(by.where(col(ChunkRow.id).in_(numbers))):
+                runs[number], known[number] = run.model_copy(), origin
+            return found, runs, known, session.exec(select(IdentityRow.uuid)).one()
 
     def _unsaved(self, query: Any, n_epoch: EpochChoice) -> Any:
         sent = (col(UploadRow.chunk_id) == ChunkRow.id) & (col(UploadRow.service) == self._service)

@@ -159,3 +159,10 @@ class WithdrawalRow(Base, table=True):
     model_name: str
     version_name: str
     origin: str
+
+
+class ForgottenRow(Base, table=True):
+    """A chunk of another store that was withdrawn: should it arrive late, it is not taken in."""
+
+    __tablename__: ClassVar[str] = "forgotten"
+    origin: str = Field(primary_key=True)
