@@ -1,6 +1,12 @@
 """Every Python snippet of the documentation runs, page by page, in order."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +35,35 @@ def test_pages_have_snippets() -> None:
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    names = run(page)
+    with service(tmp_path, monkeypatch) if page.name == "service.md" else nullcontext():
+        names = run(page)
     if page.name == "model_family.md":
         evaluate_with(names, monkeypatch)
+
+
+@contextmanager
+def service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run the service that a page speaks of, and tell the SDK of it as the page does."""
+    command = [Path(sys.executable).with_name("ml-debugger"), "serve", "--port", "0"]
+    variables = {**os.environ, "MLD_SERVER_DATA": str(folder / "service")}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    with process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("serving on "):
+                    break
+            else:
+                pytest.fail((folder / "log").read_text())
+            monkeypatch.setenv("MLD_API_ENDPOINT", line.removeprefix("serving on ").strip())
+            told = json.loads((folder / "service" / "first_login.json").read_text())
+            monkeypatch.setenv("MLD_API_KEY", told["key"])
+            yield
+        finally:
+            process.terminate()
 
 
 def run(page: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ CODE = [
     "ml-debugger-classification",
     "ml-debugger-detection2d",
     "ml-debugger-detection3d",
+    "ml-debugger-server",
 ]
 
 

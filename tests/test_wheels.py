@@ -1,8 +1,12 @@
 """Installed from wheels, as a user installs them, the distributions work together and apart."""
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -216,6 +220,27 @@ def test_core_alone(make_environment, tmp_path):
     runs(environment, CORE_ALONE, tmp_path)
     printed = environment.run(environment.folder / "bin" / "ml-debugger", "--help")
     assert "Usage" in printed
+    command = str(environment.folder / "bin" / "ml-debugger")
+    told = subprocess.run([command, "serve"], capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "pip install ml-debugger-server" in told.stderr
+
+
+def test_the_service_starts_by_one_command(make_environment, tmp_path):
+    environment = make_environment("ml-debugger-server")
+    installed = set(environment.has())
+    assert not {"ml-debugger-classification", "psycopg", "s3fs", "pytest"} & installed
+    command = [environment.folder / "bin" / "ml-debugger", "serve", "--port", "0"]
+    variables = {"MLD_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = next(line for line in process.stdout if line.startswith("serving on "))
+            with urlopen(f"{line.split()[-1]}/ready") as answer:
+                assert json.load(answer) == {"status": "ready"}
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert (tmp_path / "service" / "first_login.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_testing_says_what_it_needs(make_environment):

@@ -302,6 +302,34 @@ def doctor(home: Home = None) -> None:
 
 
 @app.command()
+def upload(
+    model: Annotated[str, typer.Argument(help="Model name.")],
+    version: Annotated[str, typer.Argument(help="Version name.")],
+    epoch: Annotated[int | None, typer.Option(help="One epoch; all if left out.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also what the service has saved already.")
+    ] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The service.", envvar="MLD_API_ENDPOINT")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Send a version's records to the service; the key is in MLD_API_KEY."""
+    from ml_debugger.core.settings import Service
+    from ml_debugger.core.sync import Uploader, client_of, needed
+
+    client = needed(client_of(Service.resolve(endpoint)))
+    with Store(home) as store:
+        repository = store.open(ModelVersion(model, version))
+        uploader = Uploader(repository, client, store.home, auto=False)
+        try:
+            uploader.wait("all" if epoch is None else epoch, 1.0, again=again)
+        finally:
+            uploader.close()
+    console.print(f"all of {model}/{version} is at {client.endpoint}", soft_wrap=True)
+
+
+@app.command()
 def drop(
     model: Annotated[str, typer.Argument(help="Model name.")],
     version: Annotated[str, typer.Argument(help="Version name.")],

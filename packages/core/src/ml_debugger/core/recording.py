@@ -104,6 +104,18 @@ class Recording:
             self._uploader.stop()
         self._begin(recreate=True)
 
+    def delete_epoch(self, n_epoch: int) -> dict[str, int]:
+        """Delete an epoch's records, here and at the service; count the units by table.
+
+        Raises:
+            StoreError: Something cannot be written here.
+        """
+        self.flush()
+        counts = self.repository.delete_epoch(n_epoch)
+        if self._uploader is not None:
+            self._uploader.recorded()
+        return counts
+
     def export(self, scope: Scope, output_path: str | PathLike[str] | None) -> Path | None:
         """Write features to a ZIP of Parquet files; None on ranks other than the primary."""
         from ml_debugger.core.archive import export_archive  # Parquet is only needed here
@@ -116,6 +128,7 @@ class Recording:
 
         Raises:
             EndpointError: There is none.
+            InputError: The recording is closed.
             StoreError: Something cannot be written here.
         """
         sync.needed(self._client)
@@ -129,7 +142,7 @@ class Recording:
         Under `torch.distributed`, call it on every rank.
 
         Raises:
-            InputError: `interval` is not a positive number of seconds.
+            InputError: `interval` is not a positive number of seconds, or the recording is closed.
             StoreError: Something cannot be written here.
             SyncError: The service refused, or cannot be reached.
         """

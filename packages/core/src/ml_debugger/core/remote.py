@@ -11,19 +11,26 @@ from typing import Any
 
 from ml_debugger.core.epochs import LastEpoch
 from ml_debugger.core.errors import (
-    InputError,
+    MLDebuggerError,
     NothingToEvaluateError,
     ResultNotFoundError,
     SchemaError,
+    StoreError,
 )
 from ml_debugger.core.evaluation.folder import read_manifest
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.progress import progress
 from ml_debugger.core.records import ModelVersion
-from ml_debugger.core.service import RefusedError, ServiceClient, UnavailableError, patiently
+from ml_debugger.core.service import (
+    RefusedError,
+    ServiceClient,
+    UnavailableError,
+    patiently,
+    refusal,
+)
 from ml_debugger.core.store import ResultInfo, Store
 from ml_debugger.core.store.home import folder_name
-from ml_debugger.core.sync import PATIENCE, send
+from ml_debugger.core.sync import PATIENCE, alone, send
 
 LOOK = 1.0
 
@@ -57,11 +64,13 @@ def evaluate(
     Raises:
         NothingToEvaluateError: There is no such version, or nothing of it has labels.
         InputError: An argument does not fit.
+        StoreError: The copy cannot be written.
         SyncError: The service cannot be reached, or refused.
         LicenseError: A quota is exhausted.
     """
     number = _numbered(client, version)
-    job = patiently(lambda: client.evaluate(number, request))
+    key = uuid.uuid4().hex  # the same each time: an answer may be lost
+    job = patiently(lambda: client.evaluate(number, request, key))
     with progress(1.0, f"{client.endpoint} evaluates {version}") as advance:
         said = 0.0
         number_there = job["id"]
@@ -73,7 +82,8 @@ def evaluate(
     if job["state"] == "cancelled":
         raise RefusedError(f"the evaluation {job['result_name']!r} was cancelled by somebody")
     if job["state"] == "failed":
-        raise InputError(f"{client.endpoint} could not evaluate {version}: {job['message']}")
+        kind, _, why = job["message"].partition(": ")
+        raise refusal(kind, f"{client.endpoint} could not evaluate {version}: {why or kind}")
     return fetch(client, home, job["result_name"])
 
 
@@ -91,8 +101,10 @@ def fetch(client: ServiceClient, home: Path, name: str) -> Result:
         found = patiently(lambda: client.results(result_name=name))
         if not found:
             raise ResultNotFoundError(f"no result {name!r} at {client.endpoint}")
-        if _completed(folder) != datetime.fromisoformat(found[0]["completed_at"]):
-            patiently(lambda: _copy(client, found[0]["id"], folder))
+        if _completed(folder) != found[0]["completed_at"]:
+            with alone(folder.with_name(f"{folder.name}.lock")):
+                if _completed(folder) != found[0]["completed_at"]:
+                    patiently(lambda: _copy(client, found[0]["id"], folder))
     except UnavailableError as error:
         if _completed(folder) is None:
             raise
@@ -118,8 +130,8 @@ def known(client: ServiceClient, version: ModelVersion) -> tuple[list[ResultInfo
             task=one["task"],
             method=one["method_name"],
             n_epoch=one["n_epoch"],
-            created_at=datetime.fromisoformat(one["created_at"]),
-            completed_at=datetime.fromisoformat(one["completed_at"]),
+            created_at=one["created_at"],
+            completed_at=one["completed_at"],
             options=one["options"],
         )
         for one in patiently(lambda: client.results(**named))
@@ -168,10 +180,14 @@ def _completed(folder: Path) -> datetime | None:
 
 def _copy(client: ServiceClient, number: int, folder: Path) -> None:
     draft = folder.with_name(f".{uuid.uuid4().hex}.tmp")
-    draft.mkdir(mode=0o700, parents=True)
     try:
+        draft.mkdir(mode=0o700, parents=True)
         client.download(number, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
+    except OSError as error:
+        if isinstance(error, MLDebuggerError):
+            raise
+        raise StoreError(f"cannot copy the result to {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -3,10 +3,16 @@
 import hashlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter
+from typing_extensions import TypedDict
 
 from ml_debugger.core import errors
 from ml_debugger.core.errors import InputError, LicenseError, MLDebuggerError, SyncError
@@ -24,7 +30,75 @@ LONGEST_PAUSE = 30.0
 PATIENCE = 30.0
 BLOCK = 1 << 20
 PART_TYPE = "application/vnd.ml-debugger.part+zstd"
+LONGEST_REQUEST = 3600.0  # to be left alone for longer is not believed
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class _Answer(TypedDict):
+    """What we read of an answer; there may be more in it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # no field
+
+
+class Project(_Answer):
+    """A project that a key opens."""
+
+    id: str
+
+
+class Me(_Answer):
+    """Who a key makes us."""
+
+    projects: list[Project]
+
+
+class Numbered(_Answer):
+    """A model version."""
+
+    id: int
+
+
+class About(_Answer):
+    """What is there of a version."""
+
+    task: str
+    latest_epoch: int | None
+
+
+class Job(_Answer):
+    """Work for a service's workers."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    result_name: str
+    progress: float
+    message: str
+
+
+class Found(_Answer):
+    """A result."""
+
+    id: int
+    result_name: str
+    task: str
+    method_name: str
+    n_epoch: int | str | None
+    options: dict[str, Any]
+    created_at: datetime
+    completed_at: datetime
+
+
+class File(_Answer):
+    """A file of a result."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^\w{1,50}\.\w{1,20}$")]
+    sha256: str
+
+
+class Taken(_Answer):
+    """What became of a part."""
+
+    records: int
 
 
 class UnavailableError(SyncError):
@@ -59,11 +133,15 @@ class ServiceClient:
         Raises:
             InputError: The address is none, or there is no key.
         """
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(endpoint)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
             raise InputError(
-                f"api_endpoint must be an address such as https://ml-debugger.example.org, got "
-                f"{endpoint!r}"
+                "api_endpoint must be an address such as https://ml-debugger.example.org, got "
+                f"{endpoint.rpartition('@')[2]!r}"
             )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise InputError("api_endpoint must be a plain address; the key belongs in api_key")
@@ -77,7 +155,7 @@ class ServiceClient:
         self.endpoint = endpoint.rstrip("/")
         self._key = api_key
         self._local = threading.local()
-        self._me: dict[str, Any] | None = None
+        self._me: Me | None = None
 
     def __repr__(self) -> str:
         return f"ServiceClient({self.endpoint!r})"
@@ -97,13 +175,18 @@ class ServiceClient:
     @property
     def project(self) -> str:
         """The id of the project that the key opens."""
-        return str(self.me()["projects"][0]["id"])
+        return self.me()["projects"][0]["id"]
 
-    def me(self) -> dict[str, Any]:
+    @property
+    def met(self) -> bool:
+        """Whether it has told us who we are, so that `project` asks nothing."""
+        return self._me is not None
+
+    def me(self) -> Me:
         """Return who the key makes us; asked once."""
         if self._me is None:
-            found = self._json("GET", "/me")
-            if len(found.get("projects", ())) != 1:
+            found = self._json(Me, "GET", "/me")
+            if len(found["projects"]) != 1:
                 raise RefusedError(f"the key opens no project at {self.endpoint}; ask for another")
             self._me = found
         return self._me
@@ -120,6 +203,7 @@ class ServiceClient:
     ) -> int:
         """Make a model version there, or find it; return its number there."""
         found = self._json(
+            Numbered,
             "POST",
             f"{self._project}/versions",
             {
@@ -132,50 +216,46 @@ class ServiceClient:
                 "label_fields": [dict(one) for one in label_fields],
             },
         )
-        return int(found["id"])
+        return found["id"]
 
     def put_part(self, version: int, digest: str, packed: bytes) -> int:
         """Send a part, compressed; return how many of its inputs were new there."""
         path = f"{self._project}/versions/{version}/parts/{digest}"
-        answer = self._request("PUT", path, data=packed, headers={"Content-Type": PART_TYPE})
-        return int(answer.json()["records"])
+        headers = {"Content-Type": PART_TYPE}
+        return self._json(Taken, "PUT", path, data=packed, headers=headers)["records"]
 
     def withdraw(self, version: int, origins: Sequence[str]) -> None:
         """Have chunks forgotten that were deleted here."""
         path = f"{self._project}/versions/{version}/withdrawals"
-        self._json("POST", path, {"origins": list(origins)})
+        self._json(_Answer, "POST", path, {"origins": list(origins)})
 
     def version(self, version: ModelVersion) -> int | None:
         """Return the number of a model version there; None if there is none."""
         named = {"model_name": version.model_name, "version_name": version.version_name}
-        found = self._json("GET", f"{self._project}/versions", params=named)
-        return int(found[0]["id"]) if found else None
+        found = self._json(list[Numbered], "GET", f"{self._project}/versions", params=named)
+        return found[0]["id"] if found else None
 
-    def about(self, version: int) -> dict[str, Any]:
+    def about(self, version: int) -> About:
         """Return what is there of a version."""
-        found: dict[str, Any] = self._json("GET", f"{self._project}/versions/{version}")
-        return found
+        return self._json(About, "GET", f"{self._project}/versions/{version}")
 
-    def evaluate(self, version: int, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for an evaluation; return its job."""
+    def evaluate(self, version: int, request: Mapping[str, Any], key: str | None = None) -> Job:
+        """Ask for an evaluation; return its job, which is one and the same for one `key`."""
         path = f"{self._project}/versions/{version}/evaluations"
-        job: dict[str, Any] = self._json("POST", path, dict(request))
-        return job
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return self._json(Job, "POST", path, dict(request), headers=headers)
 
-    def job(self, number: str) -> dict[str, Any]:
+    def job(self, number: str) -> Job:
         """Return how a job is going."""
-        job: dict[str, Any] = self._json("GET", f"{self._project}/jobs/{number}")
-        return job
+        return self._json(Job, "GET", f"{self._project}/jobs/{number}")
 
-    def cancel(self, number: str) -> dict[str, Any]:
+    def cancel(self, number: str) -> Job:
         """Stop a job; return how it stands."""
-        job: dict[str, Any] = self._json("POST", f"{self._project}/jobs/{number}/cancel")
-        return job
+        return self._json(Job, "POST", f"{self._project}/jobs/{number}/cancel")
 
-    def results(self, **named: str) -> list[dict[str, Any]]:
+    def results(self, **named: str) -> list[Found]:
         """Return results, all of them or those of a `result_name`, `model_name`, `version_name`."""
-        found: list[dict[str, Any]] = self._json("GET", f"{self._project}/results", params=named)
-        return found
+        return self._json(list[Found], "GET", f"{self._project}/results", params=named)
 
     def download(self, result: int, folder: Path) -> None:
         """Fetch a result's files into a folder, each compared with its hash.
@@ -186,8 +266,8 @@ class ServiceClient:
         import requests
 
         path = f"{self._project}/results/{result}/files"
-        for file in self._json("GET", path):
-            name = Path(str(file["name"])).name
+        for file in self._json(list[File], "GET", path):
+            name = file["name"]
             digest = hashlib.sha256()
             answer = self._request("GET", f"{path}/{name}", stream=True)
             try:
@@ -203,19 +283,17 @@ class ServiceClient:
     def query(self, result: int, request: Mapping[str, Any]) -> dict[str, Any]:
         """Ask which inputs to pick; see the service's interface."""
         path = f"{self._project}/results/{result}/query"
-        found: dict[str, Any] = self._json("POST", path, dict(request))
-        return found
+        return self._json(dict[str, Any], "POST", path, dict(request))
 
     @property
     def _project(self) -> str:
         return f"/projects/{self.project}"
 
-    def _json(
-        self, method: str, path: str, body: Any = None, params: Mapping[str, str] | None = None
-    ) -> Any:
-        answer = self._request(method, path, json=body, params=params)
+    def _json(self, wanted: type[T], method: str, path: str, body: Any = None, **more: Any) -> T:
+        answer = self._request(method, path, json=body, **more)
         try:
-            return answer.json() if answer.content else None
+            read: T = _reader(wanted).validate_json(answer.content)  # type: ignore[arg-type]  # a class
+            return read
         except ValueError as error:
             raise RefusedError(
                 f"{self.endpoint} does not answer as an ml-debugger service; check the address"
@@ -272,7 +350,7 @@ class ServiceClient:
             pause = answer.headers.get("Retry-After", "")
             return UnavailableError(
                 f"{self.endpoint} cannot do this just now: {detail}",
-                float(pause) if pause.isdigit() else None,
+                min(float(pause), LONGEST_REQUEST) if pause.isdecimal() else None,
             )
         if status < 400:
             return RefusedError(
@@ -280,11 +358,18 @@ class ServiceClient:
             )
         if status == 402:
             return LicenseError(f"{self.endpoint}: {detail}")
-        found = getattr(errors, kind, None)
-        if isinstance(found, type) and issubclass(found, MLDebuggerError) and kind in _SHARED:
-            refusal: MLDebuggerError = found(f"{self.endpoint}: {detail}")
-            return refusal
-        return RefusedError(f"{self.endpoint} refused: {detail}")
+        return refusal(kind, f"{self.endpoint}: {detail}")
+
+
+@cache
+def _reader(wanted: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(wanted)
+
+
+def refusal(kind: str, text: str) -> MLDebuggerError:
+    """Return the error of a service as one of this process, if it means the same here."""
+    found: type[MLDebuggerError] = getattr(errors, kind) if kind in _SHARED else RefusedError
+    return found(text)
 
 
 #: Errors that mean the same there and here.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EpochChoice = int | Literal["all"] | None
 
 PATIENCE = 300.0  # seconds without anything getting through, after which who waits is told
-LOOK = 1.0
+LOOK = 0.25  # seconds between looks whether another process is done sending
 COMPRESSION = 1  # most of a part is float noise, which a higher level takes long over for little
 
 
@@ -102,9 +102,10 @@ class Uploader:
         self.auto = auto
         self._work = _Work(repository, client, home)
         self._finalize = weakref.finalize(self, _Work.finish, self._work, drain=auto)
+        self.recorded()  # what an earlier process has left
 
     def recorded(self) -> None:
-        """Take note that something new is durable."""
+        """Take note that something new is durable, or gone."""
         if self.auto:
             self._work.start("all")
 
@@ -114,17 +115,23 @@ class Uploader:
         Args:
             n_epoch: What to send.
             again: Also what the service has saved already.
+
+        Raises:
+            InputError: It was closed.
         """
+        self._work.check_open()
         self._work.start(n_epoch, again=again)
 
     def wait(self, n_epoch: EpochChoice, interval: float, *, again: bool = False) -> None:
         """Return when the service has saved an epoch, or everything.
 
         Raises:
+            InputError: It was closed.
             SyncError: It refused, or could not be reached for five minutes. Nothing is lost, and
                 waiting again goes on where this ended.
             LicenseError: A quota is exhausted.
         """
+        self._work.check_open()
         self._work.start(n_epoch, again=again)
         self._work.wait(n_epoch, interval)
 
@@ -151,6 +158,7 @@ class _Work:
         self._asked: dict[EpochChoice, bool] = {}  # what to send, and whether again
         self._busy = False
         self._closing = False
+        self._draining = False  # whether all is to be sent before the end
         self._failure: MLDebuggerError | None = None  # why the last attempt got nowhere
         self._last_good = time.monotonic()
         self._warned = False
@@ -160,7 +168,7 @@ class _Work:
             if self._closing or os.getpid() != self._pid:
                 return
             self._asked[n_epoch] = self._asked.get(n_epoch, False) or again
-            if isinstance(self._failure, RefusedError) or again:
+            if not isinstance(self._failure, UnavailableError):
                 self._failure = None  # whoever asks again may have mended it
             if self._thread is None:
                 self._last_good = time.monotonic()
@@ -169,6 +177,13 @@ class _Work:
                 )
                 self._thread.start()
             self._changed.notify_all()
+
+    def check_open(self) -> None:
+        if self._closing or os.getpid() != self._pid:
+            raise InputError(
+                f"what sends {self._repository.version} is closed, or of another process; make "
+                "another tracer"
+            )
 
     def wait(self, n_epoch: EpochChoice, interval: float) -> None:
         total = 0
@@ -180,11 +195,11 @@ class _Work:
                     if self._asked or self._busy:
                         self._changed.wait(interval)
                     failure, idle = self._failure, not self._asked and not self._busy
+                if failure is not None and not isinstance(failure, UnavailableError):
+                    raise failure
                 left = self._left(n_epoch)
                 if left is not None and not left.chunks and idle:
                     return
-                if failure is not None and not isinstance(failure, UnavailableError):
-                    raise failure
                 silent = time.monotonic() - self._last_good
                 if failure is not None and silent > PATIENCE:
                     raise SyncError(f"{failure} (nothing got through for {silent:.0f} s)")
@@ -194,6 +209,7 @@ class _Work:
                     advance(max(0.0, share - said))
                     said = max(said, share)
                 if idle:
+                    self.check_open()  # another thread may have closed it
                     self.start(n_epoch)
 
     def finish(self, *, drain: bool) -> None:
@@ -202,26 +218,30 @@ class _Work:
             return
         with self._changed:
             thread = self._thread
-            self._closing = True
+            self._closing, self._draining = True, drain
             if not drain:
                 self._asked.clear()
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        if drain and self._failure is not None:
+        if drain and self._failure is not None and self._is_left():
             warnings.warn(
                 f"not everything recorded of {self._repository.version} has reached the service: "
-                f"{self._failure} The next tracer of this version sends the rest, and so does "
-                "`ml-debugger upload`",
+                f"{self._failure}. The next tracer of this version with auto_sync sends the rest, "
+                "and so do upload() and wait_for_save()",
                 stacklevel=2,
             )
 
     def _left(self, n_epoch: EpochChoice) -> "Pending | None":
         """Return what is left to send; None while nobody knows where it goes."""
-        try:
-            return self._repository.outbox(self._client.project).pending(n_epoch)
-        except MLDebuggerError:
+        if not self._client.met:
             return None
+        return self._repository.outbox(self._client.project).pending(n_epoch)
+
+    def _is_left(self) -> bool:
+        nobody = ""  # who was sent nothing, as long as we do not know to whom it goes
+        service = self._client.project if self._client.met else nobody
+        return self._repository.outbox(service).pending().chunks > 0
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -234,11 +254,14 @@ class _Work:
                 asked, self._asked = self._asked, {}
                 self._busy = True
             failure: MLDebuggerError | None = None
+            begun = self._last_good
             try:
-                with _alone(self._lock_path, self._gives_up):
-                    for n_epoch, again in asked.items():
-                        send(self._repository, self._client, n_epoch, again=again, sent=self._sent)
-                pause = FIRST_PAUSE
+                with alone(self._lock_path, self._gives_up):
+                    for n_epoch, again in list(asked.items()):
+                        if again:
+                            self._repository.outbox(self._client.project).send_again(n_epoch)
+                            asked[n_epoch] = False
+                        send(self._repository, self._client, n_epoch, sent=self._sent)
             except MLDebuggerError as error:
                 failure = error
             except Exception as error:  # noqa: BLE001  # recording must go on, whatever this is
@@ -248,27 +271,31 @@ class _Work:
                 self._failure = failure
                 if failure is None:
                     self._last_good = time.monotonic()
-                elif isinstance(failure, UnavailableError) and not self._closing:
-                    for n_epoch in asked:
-                        self._asked.setdefault(n_epoch, False)
+                if begun != self._last_good:
+                    pause = FIRST_PAUSE
+                if failure is not None and self._closing:
+                    self._asked.clear()  # whoever closes is not kept waiting
+                elif isinstance(failure, UnavailableError):
+                    for n_epoch, again in asked.items():
+                        self._asked[n_epoch] = self._asked.get(n_epoch, False) or again
                     self._changed.notify_all()
-                    # whoever closes is not kept waiting
                     self._changed.wait_for(lambda: self._closing, max(pause, failure.pause or 0.0))
                     pause = min(2 * pause, LONGEST_PAUSE)
-                else:
-                    self._asked.clear()
                 self._changed.notify_all()
             if failure is not None and not isinstance(failure, UnavailableError):
                 self._tell(failure)
 
-    def _sent(self) -> None:
-        self._last_good = time.monotonic()
+    def _sent(self) -> bool:
+        """Take note that a part got through; return whether to go on."""
         with self._changed:
+            self._last_good = time.monotonic()
             self._failure = None
             self._changed.notify_all()
+            return self._draining or not self._closing
 
     def _gives_up(self) -> bool:
-        return self._closing
+        """Tell whether not to wait for the process that sends; what is here, it sends too."""
+        return self._closing and not (self._draining and self._is_left())
 
     def _tell(self, failure: MLDebuggerError) -> None:
         if not self._warned:
@@ -285,10 +312,9 @@ def send(
     client: ServiceClient,
     n_epoch: EpochChoice = "all",
     *,
-    again: bool = False,
-    sent: Callable[[], None] = lambda: None,
-) -> int:
-    """Send what a service does not have of a version; return how many parts that were.
+    sent: Callable[[], bool] = lambda: True,
+) -> None:
+    """Send what a service does not have of a version.
 
     What is saved there is noted part by part, so that an interrupted transfer goes on where it
     ended.
@@ -297,8 +323,7 @@ def send(
         repository: The version's records.
         client: The service.
         n_epoch: Only this epoch, or "all".
-        again: Also what it has saved already.
-        sent: Called after each part.
+        sent: Called after each part; False ends it there.
 
     Raises:
         UnavailableError: The service cannot be reached just now.
@@ -307,8 +332,6 @@ def send(
         StoreError: The records cannot be read.
     """
     outbox = repository.outbox(client.project)
-    if again:
-        outbox.send_again(n_epoch)
     version: int | None = None
 
     def there() -> int:
@@ -327,16 +350,14 @@ def send(
     while origins := outbox.withdrawals():
         client.withdraw(there(), origins)
         outbox.withdrawn(origins)
-    count = 0
     while (found := outbox.next_part(n_epoch)) is not None:
         part, numbers = found
         digest, packed = _packed(part.pack())
         del part, found
         client.put_part(there(), digest, packed)
         outbox.saved(numbers)
-        count += 1
-        sent()
-    return count
+        if not sent():
+            return
 
 
 def _packed(named: tuple[str, bytes]) -> tuple[str, bytes]:
@@ -353,11 +374,11 @@ def _lock_path(home: Path, repository: "LocalRepository") -> Path:
 
 
 @contextmanager
-def _alone(path: Path, gives_up: Callable[[], bool]) -> Iterator[None]:
-    """Wait until no other process sends this version; a crash gives the lock back.
+def alone(path: Path, gives_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Wait until nobody else, in any process, has taken this file; a crash gives it back.
 
     Raises:
-        UnavailableError: Another process sends it, and we are told not to wait.
+        UnavailableError: Somebody has, and we are told not to wait.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -368,7 +389,7 @@ def _alone(path: Path, gives_up: Callable[[], bool]) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if gives_up():
-                    raise UnavailableError("another process is sending this version") from None
+                    raise UnavailableError("another process is at it") from None
                 time.sleep(LOOK)
         yield
     finally:

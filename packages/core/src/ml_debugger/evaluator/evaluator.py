@@ -110,6 +110,7 @@ class Evaluator:
         client = self.service_client
         if client is not None:
             EvaluationOptions.read(options)
+            resolve_epoch(n_epoch, LastEpoch(None))  # which epoch is the latest, the service knows
 
         def prepare() -> None:
             flush_all(self.home, version)

@@ -144,8 +144,7 @@ class TrainingTracer(Tracer):
         epoch = as_epoch(n_epoch)
         if epoch is None:
             raise EpochError("drop_epoch_data needs an int; None would not mean everything")
-        self.flush()
-        return self._recording.repository.delete_epoch(epoch)
+        return self._recording.delete_epoch(epoch)
 
     def drop_version_data(self) -> None:
         """Drop all records of this model version; tracing can go on into an empty one.

@@ -1,9 +1,12 @@
 """Who asks, and what they may do: the dependencies that guard every route."""
 
 import ipaddress
+import threading
 import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
 from limits import parse_many
@@ -11,8 +14,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy import update
 from sqlmodel import Session, col, select
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from ml_debugger.server.credentials import KEY_PREFIX
+from ml_debugger.server.credentials import account_name
 from ml_debugger.server.people import Role
 from ml_debugger.server.problems import Problem
 from ml_debugger.server.projects import ProjectStore
@@ -27,9 +31,11 @@ from ml_debugger.server.tables import (
 )
 
 COOKIE = "ml_debugger_session"
+PEER = "ml_debugger.peer"  # in the scope: the address of whoever is connected
 CSRF = "X-CSRF-Token"
 SAFE = ("GET", "HEAD", "OPTIONS")
 USED_EVERY = 60 * 10**9  # how exactly a key's last use is kept
+WAITING = 8  # requests that may wait for a password to be checked: the other threads are for others
 
 
 class Limiter:
@@ -39,6 +45,25 @@ class Limiter:
         """Allow so much, as in `10/minute;50/hour`."""
         self._rates = parse_many(rates)
         self._strategy = MovingWindowRateLimiter(MemoryStorage())
+        self._waiting = threading.BoundedSemaphore(WAITING)
+        self._one = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one request at a time look, guess and count, so that no burst of guesses passes.
+
+        It also bounds the memory that Argon2 takes.
+
+        Raises:
+            Problem: 503; too many are waiting.
+        """
+        if not self._waiting.acquire(blocking=False):
+            raise Problem(503, "too many passwords are being checked just now; try again")
+        try:
+            with self._one:
+                yield
+        finally:
+            self._waiting.release()
 
     def check(self, *who: str) -> None:
         """Refuse whoever has gone wrong too often.
@@ -56,6 +81,20 @@ class Limiter:
         """Count a failure."""
         for rate in self._rates:
             self._strategy.hit(rate, *who)
+
+
+class Proxied:
+    """ASGI middleware: notes who is connected, then believes a trusted proxy for whom."""
+
+    def __init__(self, app: Any, networks: Sequence[object]) -> None:
+        """Wrap an application; `X-Forwarded-For` is believed from addresses in the networks."""
+        self._app = ProxyHeadersMiddleware(app, [str(one) for one in networks])
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            scope[PEER] = (scope.get("client") or ("", 0))[0]
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +155,10 @@ def principal(request: Request, service: TheService) -> Principal:
     authorization = request.headers.get("Authorization")
     if authorization is not None:
         found = _by_key(request, service, authorization)
-    elif (cookie := request.cookies.get(COOKIE)) is not None:
-        found = _by_cookie(service, cookie)
     else:
-        found = _by_proxy(request, service)
+        cookie = request.cookies.get(COOKIE)
+        found = None if cookie is None else _by_cookie(service, cookie)
+        found = found or _by_proxy(request, service)
     if found is None:
         raise Problem(401, "an API key or a login is needed")
     if found.csrf is not None and request.method not in SAFE:
@@ -222,8 +261,18 @@ OrganizationAdmin = Annotated[OrganizationRow, Depends(InOrganization(Role.ADMIN
 
 
 def address(request: Request) -> str:
-    """Return where a request comes from, as the server was told by a proxy that it trusts."""
-    return request.client.host if request.client is not None else "unknown"
+    """Return where a request comes from, as a trusted proxy says; what failures are counted by.
+
+    Of an IPv6 address the network alone: its last half is anyone's to choose.
+    """
+    host = request.client.host if request.client is not None else "unknown"
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return host[:100]
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found), 64), strict=False))
 
 
 def roles_of(session: Session, user_id: str) -> dict[str, Role]:
@@ -246,13 +295,12 @@ def _by_key(request: Request, service: Service, authorization: str) -> Principal
     limiter.check("key", address(request))
     credentials = service.credentials
     now = time.time_ns()
+    number = credentials.key_id(shown) if scheme.lower() == "bearer" else None
     with service.database.reading() as session:
-        row = None
-        if scheme.lower() == "bearer" and shown.startswith(KEY_PREFIX):
-            row = session.get(KeyRow, credentials.key_id(shown))
+        row = None if number is None else session.get(KeyRow, number)
         right = credentials.is_digest("" if row is None else row.digest, shown)
-        user = None if row is None else session.get(UserRow, row.user_id)
-    if row is None or user is None or not right or (row.expires_at or now) < now:
+        user = session.get(UserRow, row.user_id) if row is not None and right else None
+    if row is None or user is None or (row.expires_at is not None and row.expires_at <= now):
         limiter.failed("key", address(request))
         raise Problem(401, "the API key is wrong, revoked or expired")
     if row.last_used_at is None or abs(now - row.last_used_at) > USED_EVERY:
@@ -279,20 +327,20 @@ def _by_cookie(service: Service, cookie: str) -> Principal | None:
 def _by_proxy(request: Request, service: Service) -> Principal | None:
     """Believe a header, if it comes from a proxy that is trusted to have checked who it is."""
     settings = service.settings
-    if settings.user_header is None or request.client is None:
+    if settings.user_header is None:
         return None
-    email = request.headers.get(settings.user_header)
-    if email is None:
+    named = request.headers.getlist(settings.user_header)
+    if len(named) != 1:  # two: one is the proxy's and the other a guess
         return None
-    peer = request.scope.get("ml_debugger.peer") or request.client.host
     try:
-        found = ipaddress.ip_address(peer)
+        found = ipaddress.ip_address(request.scope[PEER])
     except ValueError:
         return None
     if not any(found in network for network in settings.trusted_proxies):
         return None
     with service.database.reading() as session:
-        user = session.exec(select(UserRow).where(UserRow.email == email.strip().lower())).first()
+        email = account_name(named[0].replace("\x00", ""))
+        user = session.exec(select(UserRow).where(UserRow.email == email)).first()
         if user is None:
             raise Problem(403, "nobody has let you into an organisation yet; ask an admin")
         roles = roles_of(session, user.id)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
@@ -23,8 +26,9 @@ from ml_debugger.core.errors import (
     StoreError,
 )
 from ml_debugger.server import __version__, operations
-from ml_debugger.server.access import Limiter, principal
+from ml_debugger.server.access import Limiter, Proxied, principal
 from ml_debugger.server.api import router
+from ml_debugger.server.description import describe, name_of
 from ml_debugger.server.observe import Metrics, Observed
 from ml_debugger.server.problems import Problem, ProblemOut
 from ml_debugger.server.service import Service
@@ -33,6 +37,8 @@ from ml_debugger.server.settings import Settings
 log = logging.getLogger("ml_debugger.server")
 
 RETRY_AFTER = 2  # seconds, of what is only unavailable
+LONGEST_DETAIL = 2000  # characters; it may repeat what was sent
+PART = re.compile(r".*/api/v1/projects/[^/]+/versions/[^/]+/parts/[^/]+", re.DOTALL)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,11 +53,13 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="ml-debugger",
         version=__version__,
-        root_path=settings.root_path,
+        summary="Find where a PyTorch model fails, why, and which data would help.",
+        generate_unique_id_function=name_of,
         lifespan=lifespan,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # to a host that whoever asks can name
     )
     app.state.metrics = Metrics()
     app.state.login_limiter = Limiter(settings.login_rate)
@@ -62,16 +70,39 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/api/v1/openapi.json", dependencies=[Depends(principal)], include_in_schema=False)
     def openapi() -> JSONResponse:
         """Return the description of this interface."""
-        return JSONResponse(app.openapi())
+        return JSONResponse(describe(app, settings.root_path))
 
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(MLDebuggerError, _refused)
+    app.add_exception_handler(IntegrityError, _overtaken)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(Exception, _fault)
     app.add_middleware(Bounded, settings=settings)
     app.add_middleware(Observed, metrics=app.state.metrics)
+    app.add_middleware(Proxied, networks=settings.trusted_proxies)
+    if settings.root_path:
+        app.add_middleware(Shown, root_path=settings.root_path)
     return app
+
+
+class Shown:
+    """ASGI middleware: the service is under a path, whether or not its proxy takes that off."""
+
+    def __init__(self, app: Any, root_path: str) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if not path.startswith(self._root_path + "/"):
+                path = self._root_path + path
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        await self._app(scope, receive, send)
 
 
 class Bounded:
@@ -87,7 +118,7 @@ class Bounded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        part = scope["method"] == "PUT" and "/parts/" in scope["path"]
+        part = scope["method"] == "PUT" and PART.fullmatch(scope["path"])
         limit = self._settings.max_part_bytes if part else self._settings.max_body_bytes
         told = dict(scope["headers"]).get(b"content-length", b"0")
         size = int(told) if told.isdigit() else 0
@@ -104,7 +135,6 @@ class Bounded:
         if size > limit:
             request = Request(scope)
             response = _answer(request, 413, f"a body may have {limit:,} bytes here", "Problem")
-            response.headers["Connection"] = "close"
             await response(scope, receive, send)
             return
         await self._app(scope, bounded, send)
@@ -124,10 +154,14 @@ _STATUS: tuple[tuple[type[MLDebuggerError], int], ...] = (
 
 def _answer(request: Request, status: int, detail: str, kind: str) -> JSONResponse:
     request_id = getattr(request.state, "request_id", "")
+    # what it repeats may hold half a character, which JSON can name and UTF-8 cannot
+    detail = detail[:LONGEST_DETAIL].encode(errors="replace").decode()
     body = ProblemOut(detail=detail, kind=kind, request_id=request_id)
     response = JSONResponse(body.model_dump(), status)
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER)
+    if status == 413:
+        response.headers["Connection"] = "close"  # the rest of the body is not wanted
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -153,6 +187,14 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
         log.warning("unavailable", extra={"cause": str(error)})
         return _answer(request, 503, "the service cannot do this just now; try again", "StoreError")
     return _answer(request, status, str(error), type(error).__name__)
+
+
+def _gone(request: Request, error: Exception) -> JSONResponse:
+    return _answer(request, 400, "the body did not arrive", "Problem")  # for the log and metrics
+
+
+def _overtaken(request: Request, error: Exception) -> JSONResponse:
+    return _answer(request, 409, "somebody else has just changed the same; look again", "Problem")
 
 
 def _disk(request: Request, error: Exception) -> JSONResponse:

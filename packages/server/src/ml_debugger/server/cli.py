@@ -74,14 +74,18 @@ def worker(data: Data = None, database: Database = None, objects: Objects = None
 
 @service.command()
 def migrate(data: Data = None, database: Database = None, objects: Objects = None) -> None:
-    """Make the tables, or bring them up to date; with PostgreSQL, once for each new version."""
+    """Make tables and bucket, or bring them up to date; once for each version, with PostgreSQL."""
     from ml_debugger.server.database import Database as Tables
+    from ml_debugger.server.objects import Objects as Place
 
     settings = _settings(data, database, objects)
     tables = Tables(settings.database, settings.data)
-    for line in tables.migrate() or ["everything is up to date"]:
-        console.print(line)
+    done = tables.migrate()
     tables.close()
+    if settings.objects is not None:
+        Place(settings.objects, settings.objects_options).make()
+    for line in done or ["everything is up to date"]:
+        console.print(line)
 
 
 @service.command()
@@ -95,11 +99,77 @@ def tidy(data: Data = None, database: Database = None, objects: Objects = None) 
 
 
 @service.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Copy the whole service, which may be running, into a folder; keep it as you keep secrets."""
+    from ml_debugger.server.backup import backup as act
+
+    act(_settings(data, database, objects), target)
+    console.print(f"backed up to {target}", soft_wrap=True)
+
+
+@service.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="What backup made.")],
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Make a service of a backup, in an empty folder and an empty database."""
+    from ml_debugger.server.backup import restore as act
+
+    act(_settings(data, database, objects), source)
+    console.print("restored; `ml-debugger service migrate` brings an older one up to date")
+
+
+@service.command()
+def key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    project: Annotated[str, typer.Option(help="The project's name.")] = "default",
+    organization: Annotated[str, typer.Option(help="The organisation's name.")] = "default",
+    role: Annotated[str, typer.Option(help="viewer or member.")] = "member",
+    days: Annotated[float | None, typer.Option(help="How long it holds; for ever if left out.")] = (
+        None
+    ),
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Make an API key in the name of the organisation's first admin, and print it, once."""
+    from ml_debugger.server.people import admin_key
+    from ml_debugger.server.service import Service
+
+    with Service(_settings(data, database, objects)) as opened:
+        typer.echo(admin_key(opened, organization, project, name, role, days))
+
+
+@service.command()
+def password(
+    email: Annotated[str, typer.Argument(help="Whose.")],
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Give a person a new password, print it, once, and end the person's logins."""
+    from ml_debugger.server.people import reset_password
+    from ml_debugger.server.service import Service
+
+    with Service(_settings(data, database, objects)) as opened:
+        typer.echo(reset_password(opened, email))
+
+
+@service.command()
 def openapi() -> None:
     """Print the description of the interface, in OpenAPI's form."""
     from ml_debugger.server.app import create_app
+    from ml_debugger.server.description import describe
 
-    typer.echo(json.dumps(create_app(_settings(None, None, None)).openapi(), indent=1))
+    settings = _settings(None, None, None)
+    typer.echo(json.dumps(describe(create_app(settings), settings.root_path), indent=1))
 
 
 def _settings(data: Path | None, database: str | None, objects: str | None, **more: Any) -> Any:

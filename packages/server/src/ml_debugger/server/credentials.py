@@ -2,7 +2,9 @@
 
 import hashlib
 import hmac
+import re
 import secrets
+import unicodedata
 from typing import NamedTuple
 
 from argon2 import PasswordHasher
@@ -12,6 +14,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 KEY_PREFIX = "mldbg_"
 SHORTEST_PASSWORD = 12
 LONGEST_PASSWORD = 256  # a longer one costs Argon2 time
+KEY = re.compile(KEY_PREFIX + r"([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 
 class NewKey(NamedTuple):
@@ -34,12 +37,12 @@ class Credentials:
 
     def hash_password(self, password: str) -> str:
         """Return a password's Argon2id hash."""
-        return self._hasher.hash(password)
+        return self._hasher.hash(_typed(password))
 
     def is_password(self, hashed: str | None, password: str) -> bool:
         """Tell whether a password is the one that was hashed; without one, in the same time."""
         try:
-            self._hasher.verify(hashed or self._nobody, password)
+            self._hasher.verify(hashed or self._nobody, _typed(password))
         except (VerificationError, InvalidHashError):
             return False
         return hashed is not None
@@ -50,9 +53,10 @@ class Credentials:
         shown = f"{KEY_PREFIX}{number}_{secrets.token_urlsafe(32)}"
         return NewKey(number, shown, self.digest(shown))
 
-    def key_id(self, shown: str) -> str:
-        """Return which key a text claims to be."""
-        return shown.removeprefix(KEY_PREFIX).partition("_")[0]
+    def key_id(self, shown: str) -> str | None:
+        """Return which key a text claims to be; None if it does not look like one of ours."""
+        found = KEY.fullmatch(shown)
+        return None if found is None else found[1]
 
     def digest(self, text: str) -> str:
         """Return a keyed hash, which tells nobody without the secret what was hashed."""
@@ -60,7 +64,8 @@ class Credentials:
 
     def is_digest(self, digest: str, text: str) -> bool:
         """Tell whether a text has a digest, in the same time for any text."""
-        return hmac.compare_digest(digest, self.digest(text))
+        # as bytes: for texts, compare_digest refuses what is not ASCII
+        return hmac.compare_digest(digest.encode(), self.digest(text).encode())
 
     def new_session(self) -> str:
         """Make the token of a login."""
@@ -83,6 +88,11 @@ class Credentials:
         return self.digest(f"csrf {token}")
 
 
+def account_name(email: str) -> str:
+    """Return the one form of an address, however it was typed."""
+    return unicodedata.normalize("NFKC", email).strip().lower()
+
+
 def new_id() -> str:
     """Return an id that nobody can guess."""
     return secrets.token_hex(16)
@@ -91,3 +101,8 @@ def new_id() -> str:
 def new_password() -> str:
     """Return a password for somebody's first login."""
     return secrets.token_urlsafe(18)
+
+
+def _typed(password: str) -> str:
+    """Return the one form of a password: keyboards differ in how they write an accent."""
+    return unicodedata.normalize("NFKC", password)

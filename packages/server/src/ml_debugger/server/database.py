@@ -16,7 +16,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
@@ -49,7 +50,22 @@ class Database:
                     "or be left out for SQLite"
                 )
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-            self.engine = create_engine(url, pool_size=POOL, max_overflow=POOL, pool_pre_ping=True)
+            try:
+                self.engine = create_engine(
+                    url,
+                    pool_size=POOL,
+                    max_overflow=POOL,
+                    pool_pre_ping=True,
+                    hide_parameters=True,  # in errors, which are logged
+                )
+            except ImportError as error:
+                raise StoreError(
+                    "PostgreSQL needs its driver: pip install 'ml-debugger-server[postgres]'"
+                ) from error
+            except (ArgumentError, ValueError) as error:
+                raise StoreError(
+                    "the database must be a URL such as postgresql+psycopg://user@host/name"
+                ) from error
         else:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.engine = sqlite_engine(folder / "service.db")
@@ -218,6 +234,8 @@ def explained() -> Iterator[None]:
     """Turn what a database says into what it means; what it was asked is not repeated."""
     try:
         yield
+    except PoolTimeoutError as error:
+        raise UnavailableError("all connections to the database are in use; try again") from error
     except (OperationalError, InterfaceError) as error:
         raise UnavailableError(
             f"the database does not answer ({_first_line(error)}); try again"

@@ -48,11 +48,9 @@ def take_in(
         size = _unpack(file, unpacked, digest, limit)
         if not size:
             raise InputError("the part is empty")
-        with (
-            mmap.mmap(unpacked.fileno(), size, access=mmap.ACCESS_READ) as content,
-            memoryview(content) as view,
-        ):
-            return _add(service, organization_id, repository, view)
+        # never closed, but gone with the last view of it: the frames of an error still hold some
+        content = mmap.mmap(unpacked.fileno(), size, access=mmap.ACCESS_READ)
+        return _add(service, organization_id, repository, memoryview(content))
 
 
 def _unpack(file: IO[bytes], target: IO[bytes], digest: str, limit: int) -> int:
@@ -81,18 +79,15 @@ def _add(
     service: Service, organization_id: str, repository: LocalRepository, content: memoryview
 ) -> int:
     part = Part.unpack(content)
-    try:
-        _check_task(repository, part)
-        check_quota(
-            service,
-            organization_id,
-            records=part.inputs,
-            nbytes=sum(one.nbytes for one in part.header.chunks),
-        )
-        return repository.adopt(part)
-    finally:
-        for body in part.bodies:
-            body.release()
+    _check_task(repository, part)
+    new = repository.missing(part)  # what is sent again takes nothing of a quota
+    check_quota(
+        service,
+        organization_id,
+        records=sum(one.inputs for one in new),
+        nbytes=sum(one.nbytes for one in new),
+    )
+    return repository.adopt(part)
 
 
 def _check_task(repository: LocalRepository, part: Part) -> None:

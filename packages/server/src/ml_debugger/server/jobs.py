@@ -10,7 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.server.credentials import new_id
 from ml_debugger.server.database import Database
 from ml_debugger.server.tables import JobRow
@@ -41,14 +41,15 @@ class Queue:
         result_name: str,
         request: Mapping[str, Any],
         created_by: str,
+        job_id: str | None = None,
     ) -> JobRow:
-        """Add a job.
+        """Add a job, under an id of its own if none is given.
 
         Raises:
             InputError: One that is not done yet makes a result of this name.
         """
         row = JobRow(
-            id=new_id(),
+            id=job_id or new_id(),
             project_id=project_id,
             kind=kind,
             model_name=model_name,
@@ -183,8 +184,12 @@ class Watch:
 
     def look(self) -> list[JobRow]:
         """Put abandoned jobs back into the queue, and return them."""
+        try:
+            running = self._queue.running()
+        except StoreError:
+            self._seen.clear()  # while nobody can look, nobody can beat
+            raise
         now = time.monotonic()
-        running = self._queue.running()
         self._seen = {k: v for k, v in self._seen.items() if k in {one.id for one in running}}
         abandoned = []
         for one in running:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from ml_debugger.core.store.tables import ChunkRow, SegmentRow
 
 COMPRESSED = ".zst"
 BLOCK = 1 << 20
+TRIES = 5
 ORPHAN_SECONDS = 24 * 3600.0  # nothing that is being entered takes as long
 
 
@@ -52,6 +54,15 @@ class Objects:
         self.url = url.rstrip("/")
         self.root = self.root.rstrip("/")
 
+    def make(self) -> None:
+        """Make the place, a bucket for example, where it is not there yet.
+
+        Raises:
+            StoreError: The object store refused.
+        """
+        with self._told(f"cannot make {self.url}"):
+            self._fs.makedirs(self.root, exist_ok=True)
+
     def write(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Write an object, compressed, that nothing is called yet.
 
@@ -77,6 +88,8 @@ class Objects:
                 with target.open("xb") as out:
                     while block := source.read(BLOCK):
                         out.write(block)
+                    out.flush()
+                    os.fsync(out.fileno())  # or a power cut leaves a file with less in it
 
     def put_folder(self, folder: Path, name: str) -> None:
         """Copy a folder's files, after deleting what was there under its name."""
@@ -98,6 +111,23 @@ class Objects:
             for file in files:
                 self._fs.get_file(file, str(folder / Path(file).name))
 
+    def get_tree(self, folder: Path) -> None:
+        """Copy everything, as it is, into a new folder."""
+        with self._told(f"cannot read {self.url}"):
+            folder.mkdir(parents=True)
+            for file in self._fs.find(self.root):
+                target = folder / file.removeprefix(self.root).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # deleted meanwhile, since nothing names it
+                    self._fs.get_file(file, str(target))
+
+    def put_tree(self, folder: Path) -> None:
+        """Write what `get_tree` copied."""
+        with self._told(f"cannot write {self.url}"):
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    self._fs.put_file(str(file), f"{self.root}/{file.relative_to(folder)}")
+
     def remove(self, name: str) -> None:
         """Delete an object or a folder; there being none is no error."""
         with self._told(f"cannot delete {self.url}/{name}"):
@@ -110,7 +140,7 @@ class Objects:
                 found = self._fs.ls(f"{self.root}/{name}", detail=True)
             except FileNotFoundError:
                 return {}
-        now = time.time()
+            now = self._now()
         return {Path(one["name"]).name: now - _written(one) for one in found}
 
     def ping(self) -> None:
@@ -121,6 +151,15 @@ class Objects:
         """
         with self._told(f"{self.url} does not answer"), suppress(FileNotFoundError):
             self._fs.info(self.root)
+
+    def _now(self) -> float:
+        """Return what the object store's own clock says; ours may have jumped."""
+        probe = f"{self.root}/.clock-{uuid.uuid4().hex}"
+        self._fs.pipe_file(probe, b"?")
+        try:
+            return _written(self._fs.info(probe))
+        finally:
+            self._fs.rm(probe)
 
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
@@ -148,6 +187,7 @@ class ObjectSegments:
         self._files = SegmentReader(cache)
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
+        self._needs: Counter[str] = Counter()  # by how many threads a file is being read
 
     @contextmanager
     def appended(self, pieces: Iterable[Bytes]) -> Iterator[tuple[str, int]]:
@@ -162,11 +202,18 @@ class ObjectSegments:
 
     def read(self, name: str, offset: int, out: Bytes) -> None:
         """Fill `out` with the bytes at an offset of a segment."""
-        try:
-            self._files.read(name, offset, out)
-        except FileNotFoundError:
-            self._fetch(name)
-            self._files.read(name, offset, out)
+        for _ in range(TRIES):  # another process may delete what was just fetched
+            try:
+                return self._files.read(name, offset, out)
+            except FileNotFoundError:
+                pass
+            except StoreError:  # a copy that was cut short is worth nothing
+                self._drop(name)
+            with self._needed(name):
+                self._fetch(name)
+                with suppress(FileNotFoundError):
+                    return self._files.read(name, offset, out)
+        raise StoreError(f"{self._cache} is too small for what is read at once; try again")
 
     def place(self, name: str) -> str:
         """Return the URL of a segment."""
@@ -194,7 +241,11 @@ class ObjectSegments:
             session.execute(delete(SegmentRow).where(col(SegmentRow.name).in_(dead)))
         for name in dead:
             self._objects.remove(self._object(name))
-            (self._cache / (name + SUFFIX)).unlink(missing_ok=True)
+            self._drop(name)
+        for draft in self._cache.glob(".*"):  # of processes that were killed
+            with suppress(FileNotFoundError):
+                if time.time() - draft.stat().st_mtime > ORPHAN_SECONDS:
+                    draft.unlink()
         old = [
             name.removesuffix(COMPRESSED)
             for name, age in self._objects.ages(self._name).items()
@@ -211,9 +262,7 @@ class ObjectSegments:
         return f"{self._name}/{name}{COMPRESSED}"
 
     def _fetch(self, name: str) -> None:
-        with self._lock:
-            mine = self._fetching.setdefault(name, threading.Lock())
-        with mine:
+        with self._fetching[name]:
             path = self._cache / (name + SUFFIX)
             if path.exists():
                 return
@@ -231,10 +280,28 @@ class ObjectSegments:
             finally:
                 draft.unlink(missing_ok=True)
         with self._lock:
-            self._fetching.pop(name, None)
-            self._evict(keep=path)
+            self._evict()
 
-    def _evict(self, keep: Path) -> None:
+    @contextmanager
+    def _needed(self, name: str) -> Iterator[None]:
+        """Let no other thread delete a file before it is read; give each file a lock."""
+        with self._lock:
+            self._fetching.setdefault(name, threading.Lock())
+            self._needs[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._needs[name] -= 1
+                if not self._needs[name]:
+                    del self._needs[name], self._fetching[name]
+
+    def _drop(self, name: str) -> None:
+        """Delete the copy of a segment, and give its space back."""
+        (self._cache / (name + SUFFIX)).unlink(missing_ok=True)
+        self._files.forget(name)
+
+    def _evict(self) -> None:
         """Delete the files that were fetched first, until the rest is no more than allowed."""
         files = []
         for path in self._cache.glob("*" + SUFFIX):
@@ -245,9 +312,8 @@ class ObjectSegments:
         for _, size, path in sorted(files):
             if total <= self._limit:
                 break
-            if path != keep:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)  # noqa: PTH108  # open files stay readable
+            if path.stem not in self._needs:
+                self._drop(path.stem)
                 total -= size
 
 

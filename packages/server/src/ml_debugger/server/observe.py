@@ -5,12 +5,15 @@ import logging
 import re
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
+from typing_extensions import override
 
 log = logging.getLogger("ml_debugger.server.requests")
 
@@ -103,16 +106,33 @@ class Observed:
             )
 
 
+class Lines(JsonFormatter):
+    """JSON lines. Of an error they have its kind and its frames, and not what it says.
+
+    That may repeat what a user sent, or what the database holds.
+    """
+
+    @override
+    def formatException(self, ei: Any) -> str:
+        told = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(told) < 10:
+            told.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)
+            error = error.__cause__ or error.__context__
+        return "\n".join(told)
+
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def log_as_json(level: int = logging.INFO) -> None:
     """Write what this process logs to stderr, a JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = JsonFormatter(
+    formatter = Lines(
         "%(asctime)s %(levelname)s %(name)s %(message)s",
         rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
         json_serializer=json.dumps,
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, for terminals
     )
     formatter.converter = time.gmtime
     formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"

@@ -9,7 +9,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 
 from ml_debugger.core.errors import StoreError
-from ml_debugger.server.access import TheService, operator, person, principal
+from ml_debugger.server.access import Limiter, TheService, address, operator, person, principal
 from ml_debugger.server.jobs import OPEN
 from ml_debugger.server.observe import Metrics
 from ml_debugger.server.problems import Problem, ProblemOut
@@ -46,7 +46,10 @@ def ready(service: TheService) -> Health:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}},
+        200: {
+            "description": "Prometheus' text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
         401: {"model": ProblemOut, "description": "The metrics token or a login is needed."},
         403: {"model": ProblemOut, "description": "Only operators may."},
         429: {"model": ProblemOut, "description": "Too many failed attempts."},
@@ -57,6 +60,8 @@ def metrics(request: Request, service: TheService) -> Response:
     """Return the metrics of this process, to whoever has the metrics token, and to operators."""
     token = service.settings.metrics_token
     shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    limiter: Limiter = request.app.state.key_limiter
+    limiter.check("key", address(request))
     if token is None or not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
         operator(person(principal(request, service)))
     found: Metrics = request.app.state.metrics

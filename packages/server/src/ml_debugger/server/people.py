@@ -5,17 +5,26 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.server.credentials import (
     LONGEST_PASSWORD,
     SHORTEST_PASSWORD,
+    account_name,
     new_id,
     new_password,
 )
 from ml_debugger.server.service import Service
-from ml_debugger.server.tables import KeyRow, MemberRow, OrganizationRow, ProjectRow, UserRow
+from ml_debugger.server.tables import (
+    KeyRow,
+    MemberRow,
+    OrganizationRow,
+    ProjectRow,
+    SessionRow,
+    UserRow,
+)
 
 DAY = 24 * 3600 * 10**9
 
@@ -77,7 +86,7 @@ def add_member(
     Raises:
         InputError: It is a member already.
     """
-    email = email.strip().lower()
+    email = account_name(email)
     password = None
     user = session.exec(select(UserRow).where(UserRow.email == email)).first()
     if user is None:
@@ -129,6 +138,49 @@ def make_key(
     with service.database.writing() as session:
         session.add(row)
     return row, key.shown
+
+
+def admin_key(
+    service: Service, organization: str, project: str, name: str, role: str, days: float | None
+) -> str:
+    """Make a key of a project, by name, in the name of its organisation's first admin.
+
+    Raises:
+        InputError: There is no such organisation or project, or the role is not a key's.
+    """
+    if role not in (Role.VIEWER, Role.MEMBER):
+        raise InputError(f"a key is of the role viewer or member, got {role!r}")
+    with service.database.reading() as session:
+        row = session.exec(
+            select(ProjectRow, MemberRow)
+            .join(OrganizationRow, col(OrganizationRow.id) == ProjectRow.organization_id)
+            .join(MemberRow, col(MemberRow.organization_id) == OrganizationRow.id)
+            .join(UserRow, col(UserRow.id) == MemberRow.user_id)
+            .where(OrganizationRow.name == organization, ProjectRow.name == project)
+            .where(MemberRow.role == Role.ADMIN)
+            .order_by(col(UserRow.created_at))
+        ).first()
+    if row is None:
+        raise InputError(f"there is no project {project!r} of an organisation {organization!r}")
+    found, member = row
+    return make_key(service, found.id, member.user_id, name, Role(role), days)[1]
+
+
+def reset_password(service: Service, email: str) -> str:
+    """Give a person a new password, and end all logins; return the password.
+
+    Raises:
+        InputError: There is no such person.
+    """
+    shown = new_password()
+    with service.database.writing() as session:
+        user = session.exec(select(UserRow).where(UserRow.email == account_name(email))).first()
+        if user is None:
+            raise InputError(f"there is nobody of the address {email!r}")
+        user.password = service.credentials.hash_password(shown)
+        session.add(user)
+        session.execute(delete(SessionRow).where(col(SessionRow.user_id) == user.id))
+    return shown
 
 
 def projects_of(session: Session, organization_ids: Sequence[str]) -> list[ProjectRow]:

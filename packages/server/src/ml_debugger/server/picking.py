@@ -7,11 +7,11 @@ from ml_debugger.core.aggregation import BBoxStrategy
 from ml_debugger.core.epochs import resolve_epoch
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.result import Result
-from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.query import FilterConfig
 from ml_debugger.core.selection import select
-from ml_debugger.core.store import Records, ResultInfo, Scope
+from ml_debugger.core.store import LocalRepository, ResultInfo, Scope
 from ml_debugger.core.task import task_named
+from ml_debugger.server.pools import ReadPool
 from ml_debugger.server.projects import ProjectStore
 
 
@@ -35,15 +35,19 @@ def pick(store: ProjectStore, info: ResultInfo, given: Mapping[str, Any]) -> Pic
     Raises:
         InputError: The query does not fit the records.
     """
-    scope = scope_of(store, info, given)
-    records = records_of(store, info, scope)
+    repository = store.repository_of(info.version)
+    scope = scope_of(repository, info, given)
+    records = repository.records(scope)
     if not records.inputs:
         return Picked([], 0)
-    if records.missing_estimates(info.name) is not None:
-        assert scope.n_epoch != "all"  # scope_of has resolved it
-        return Missing(scope.n_epoch, records.inputs)
     schema = task_named(info.task).schema
-    pool = StoredPool(records, Result.load(store.result_folder(info.name)), schema)
+    pool = store.pools.get(info, records)
+    if pool is None:
+        if records.missing_estimates(info.name) is not None:
+            assert scope.n_epoch != "all"  # scope_of has resolved it
+            return Missing(scope.n_epoch, records.inputs)
+        result = Result.load(store.result_folder(info.name))
+        pool = store.pools.keep(info, ReadPool(records, result, schema))
     found = select(
         pool,
         given["n_data"],
@@ -52,25 +56,21 @@ def pick(store: ProjectStore, info: ResultInfo, given: Mapping[str, Any]) -> Pic
         sampling=given["sampling"],
         diverse=given["diverse"],
         include_empty=given["include_empty"],
-        explain=True,
+        explain=given["explain"],
     )
+    if not given["explain"]:
+        return Picked([{"input_id": one} for one in found], records.inputs)
     rows = found.astype(object).where(found.notna(), None).to_dict("records")
     return Picked(rows, records.inputs)
 
 
-def scope_of(store: ProjectStore, info: ResultInfo, given: Mapping[str, Any]) -> Scope:
-    """Return which records a query is about."""
+def scope_of(repository: LocalRepository, info: ResultInfo, given: Mapping[str, Any]) -> Scope:
+    """Return which records of a version a query is about."""
     epoch = given["n_epoch"]
     if epoch == "latest" and info.n_epoch != "all":
         epoch = info.n_epoch
-    resolved = resolve_epoch(epoch, store.open(info.version))
+    resolved = resolve_epoch(epoch, repository)
     if resolved == "all":
         raise InputError("a query is about one epoch: n_epoch must be a number, null or 'latest'")
     runs = None if given["run"] is None else (given["run"],)
     return Scope((given["dataset_type"],), resolved, runs)
-
-
-def records_of(store: ProjectStore, info: ResultInfo, scope: Scope) -> Records:
-    """Return the records of a scope, with what is cached of them."""
-    number = next(one.number for one in store.versions() if one.version == info.version)
-    return store.repository(number).records(scope)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from typing_extensions import override
 
@@ -23,6 +24,7 @@ from ml_debugger.core.store.tables import ChunkRow, ModelRow
 from ml_debugger.server.credentials import new_id
 from ml_debugger.server.database import Database
 from ml_debugger.server.objects import Objects, ObjectSegments
+from ml_debugger.server.pools import Pools
 from ml_debugger.server.settings import Settings
 from ml_debugger.server.tables import ProjectRow
 
@@ -58,6 +60,7 @@ class ProjectStore(Store):
         self._name = name
         self._repositories: OrderedDict[int, LocalRepository] = OrderedDict()
         self._lock = threading.Lock()
+        self.pools = Pools()
 
     def repository(self, number: int) -> LocalRepository:
         """Return a version's records by its number; what it has cached is kept between calls.
@@ -65,7 +68,15 @@ class ProjectStore(Store):
         Raises:
             NothingToEvaluateError: There is no such version.
         """
-        found = self.numbered(number)
+        return self._kept(self.numbered(number))
+
+    def repository_of(self, version: ModelVersion) -> LocalRepository:
+        """Return a version's records by its name; like `repository`."""
+        return self._kept(self.open(version))
+
+    def _kept(self, found: LocalRepository) -> LocalRepository:
+        """Return the repository of the same version that was opened first, while it holds."""
+        number = found.number
         with self._lock:
             known = self._repositories.get(number)
             if known is None or not _alike(known, found):
@@ -133,8 +144,9 @@ class ProjectStore(Store):
                     draft = folder.with_name(f".{new_id()}.tmp")
                     try:
                         self._objects.get_folder(self._result(name), draft)
-                        shutil.rmtree(folder, ignore_errors=True)
-                        draft.rename(folder)
+                        if not _holds(folder, info):  # another process may have been faster
+                            shutil.rmtree(folder, ignore_errors=True)
+                            draft.rename(folder)
                     finally:
                         shutil.rmtree(draft, ignore_errors=True)
         return folder
@@ -191,13 +203,17 @@ class Projects:
             id=new_id(), organization_id=organization_id, name=name, created_at=time.time_ns()
         )
         self._database.make_project(row.id)  # first: a project that is listed can be used
-        with self._database.writing() as session:
-            same = select(ProjectRow).where(
-                ProjectRow.organization_id == organization_id, ProjectRow.name == name
-            )
-            if session.exec(same).first() is not None:
-                raise InputError(f"there is a project {name!r} already; choose another name")
-            session.add(row)
+        try:
+            with self._database.writing() as session:
+                same = select(ProjectRow).where(
+                    ProjectRow.organization_id == organization_id, ProjectRow.name == name
+                )
+                if session.exec(same).first() is not None:
+                    raise InputError(f"there is a project {name!r} already; choose another name")
+                session.add(row)
+        except (InputError, IntegrityError):
+            self._database.drop_project(row.id)
+            raise
         return row
 
     def store(self, project_id: str) -> ProjectStore:
@@ -215,7 +231,13 @@ class Projects:
             return found
 
     def delete(self, project_id: str) -> None:
-        """Delete a project, and all that was recorded in it."""
+        """Delete a project, and all that was recorded in it.
+
+        Raises:
+            StoreError: The object store refused; the project is still listed, to be deleted again.
+        """
+        if self.objects is not None:
+            self.objects.remove(project_id)
         with self._database.writing() as session:
             row = session.exec(select(ProjectRow).where(col(ProjectRow.id) == project_id)).one()
             session.delete(row)
@@ -225,8 +247,6 @@ class Projects:
             store.close()
         self._database.drop_project(project_id)
         shutil.rmtree(self._folder / project_id, ignore_errors=True)
-        if self.objects is not None:
-            self.objects.remove(project_id)
 
     def close(self) -> None:
         """Close all stores."""

@@ -5,6 +5,8 @@ import multiprocessing
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -49,7 +51,6 @@ def work(settings: Settings) -> None:
 
 
 def _listen(settings: Settings) -> None:
-    proxies = ",".join(str(one) for one in settings.trusted_proxies)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -57,13 +58,25 @@ def _listen(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,
+        proxy_headers=False,  # the application does that, and keeps who is connected
         timeout_graceful_shutdown=GRACE,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
     threading.Thread(target=_tell, args=(server,), daemon=True).start()
     server.run()
+
+
+class _Server(uvicorn.Server):
+    """A server that ends when it is told to, and lets the process go on after that.
+
+    Uvicorn's own kills the process with the signal that ended it, before workers are told.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _tell(server: uvicorn.Server) -> None:
@@ -105,10 +118,8 @@ def _worker(settings: Settings, connection: Connection) -> None:
         signal.signal(number, lambda *_: stop.set())
 
     def watch() -> None:
-        try:
+        with suppress(OSError):
             connection.poll(None)
-        except OSError:
-            pass
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -28,6 +28,7 @@ class Service:
             SchemaError: It is of another version.
         """
         self.settings = settings
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database = Database(settings.database, settings.data)
         try:
             if not self.database.postgres:

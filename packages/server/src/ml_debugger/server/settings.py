@@ -53,9 +53,9 @@ class Settings(BaseSettings):
     objects_options: dict[str, Any] = {}
     host: str = "127.0.0.1"
     port: int = Field(default=8787, ge=0, lt=65536)
-    root_path: str = ""
-    secret: SecretStr | None = None
-    max_part_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    secret: SecretStr | None = Field(default=None, min_length=32)
+    max_part_bytes: int = Field(default=512 << 20, ge=1 << 20, lt=1 << 31)
     max_body_bytes: int = Field(default=4 << 20, ge=1 << 10)
     cache_bytes: int = Field(default=20 << 30, ge=0)
     session_hours: float = Field(default=12, gt=0)
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     key_rate: str = "60/minute"
     user_header: str | None = None
     trusted_proxies: list[IPv4Network | IPv6Network] = []
-    metrics_token: SecretStr | None = None
+    metrics_token: SecretStr | None = Field(default=None, min_length=16)
     lease_seconds: float = Field(default=30, gt=0)
 
     @cached_property

@@ -23,7 +23,7 @@ class OrganizationRow(Base, table=True):
     __tablename__: ClassVar[str] = "organization"
     id: str = Field(primary_key=True)
     name: str = Field(unique=True)
-    max_models: int | None = None
+    max_models: int | None = Field(default=None, sa_type=BigInteger)
     max_records: int | None = Field(default=None, sa_type=BigInteger)
     max_bytes: int | None = Field(default=None, sa_type=BigInteger)
     created_at: int = Field(sa_type=BigInteger)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +23,7 @@ from ml_debugger.core.evaluation.scoring import score_missing
 from ml_debugger.core.progress import listening
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.server.jobs import State, Watch
-from ml_debugger.server.picking import records_of, scope_of
+from ml_debugger.server.picking import scope_of
 from ml_debugger.server.projects import ProjectStore
 from ml_debugger.server.retention import tidy
 from ml_debugger.server.service import Service
@@ -32,6 +33,7 @@ from ml_debugger.server.tables import JobRow
 POLL = 0.5
 TIDY_EVERY = 3600.0
 SAID_EVERY = 0.2
+LONGEST_REST = 60.0
 
 log = logging.getLogger("ml_debugger.server.worker")
 
@@ -84,6 +86,8 @@ class Worker:
                 state, message = "cancelled", ""
             elif found:
                 state, message = found
+                if state == "queued" and not stop.is_set():
+                    self._rest(job, stop)
         finally:
             process.kill()
             process.join()
@@ -117,6 +121,14 @@ class Worker:
                     beaten = time.monotonic()
                 except StoreError as error:  # the job goes on meanwhile
                     log.warning("cannot say that a job goes on", extra={"cause": str(error)})
+
+    def _rest(self, job: JobRow, stop: threading.Event) -> None:
+        """Keep a job for a while: what it stands on was away, and may soon be back."""
+        end = time.monotonic() + min(4.0**job.attempt, LONGEST_REST)
+        while time.monotonic() < end and not stop.wait(min(POLL, self._lease / 6)):
+            with suppress(StoreError):
+                if not self._queue.beat(job, 0.0):
+                    return
 
     def _end(self, job: JobRow, state: State, message: str, stop: threading.Event) -> None:
         while True:
@@ -156,10 +168,10 @@ def _child(settings: Settings, job: dict[str, Any], connection: Connection) -> N
     except StoreError as error:
         say("queued", f"{type(error).__name__}: {error}")
     except MLDebuggerError as error:
-        say("failed", str(error))
+        say("failed", f"{type(error).__name__}: {error}")
     except Exception as error:  # told to whoever asked, in the log with all its frames
         log.exception("job failed", extra={"job": job["id"]})
-        say("failed", f"the service has a fault: {type(error).__name__}")
+        say("failed", f"Fault: the service has one: {type(error).__name__}")
     else:
         say("done", "")
 
@@ -180,7 +192,8 @@ def _evaluate(store: ProjectStore, job: dict[str, Any], request: dict[str, Any])
 
 def _estimate(store: ProjectStore, job: dict[str, Any], request: dict[str, Any]) -> None:
     info = store.result(job["result_name"])
-    records = records_of(store, info, scope_of(store, info, request))
+    repository = store.repository_of(info.version)
+    records = repository.records(scope_of(repository, info, request))
     score_missing(records, Result.load(store.result_folder(info.name)))
 
 
@@ -192,8 +205,6 @@ _KINDS: dict[str, Callable[[ProjectStore, dict[str, Any], dict[str, Any]], None]
 
 def _die_with_parent(connection: Connection) -> None:
     """End this process when the worker is gone, which closes its side of the pipe."""
-    try:
+    with suppress(OSError):
         connection.poll(None)
-    except OSError:
-        pass
     os._exit(1)

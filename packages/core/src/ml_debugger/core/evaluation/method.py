@@ -12,7 +12,7 @@ from warnings import warn
 import pyarrow as pa
 
 from ml_debugger.core.epochs import resolve_epoch
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.evaluation import folder as saved
 from ml_debugger.core.evaluation.choice import Selection, select
 from ml_debugger.core.evaluation.estimation import Estimated, estimate
@@ -156,10 +156,19 @@ def save(
             completed_at=manifest.completed_at,
         )
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        store.drop_estimates(name)
+        if not _may_be_listed(store, name):
+            shutil.rmtree(place, ignore_errors=True)
+            store.drop_estimates(name)
         raise
     return Result.load(place)
+
+
+def _may_be_listed(store: Store, name: str) -> bool:
+    """Tell whether a result is listed after entering it failed: by another, or by us after all."""
+    try:
+        return any(one.name == name for one in store.results())
+    except StoreError:
+        return True  # unknown; what is not listed, the next result of this name replaces
 
 
 def resolve_method(method_name: Any, task: type[Task]) -> str:

@@ -90,7 +90,7 @@ class ChunkHeader(_Strict):
     origin: Annotated[str, Field(pattern=r"^[0-9a-f]{32}:[0-9]{1,18}:[0-9a-f]{16}$")]
     run: _Count
     n_epoch: _Int64 | None
-    dataset_type: _Text
+    dataset_type: Annotated[_Text, Field(max_length=200)]  # as any name; it is in an index
     inputs: Annotated[int, Field(ge=1, lt=1 << 31)]
     units: _Count
     actuals: _Count | None

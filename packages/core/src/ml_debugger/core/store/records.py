@@ -91,6 +91,11 @@ class Records:
             if any(f"{side}/{COUNTS}" in chunk.layout for chunk in self._chunks)
         )
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The numbers of the chunks that were looked at: alike only for the same records."""
+        return tuple(chunk.id for chunk in self._chunks)
+
     def __len__(self) -> int:
         return self.inputs
 

@@ -61,6 +61,7 @@ class LocalRepository(Repository):
         label_fields: Sequence[Mapping[str, Any]],
     ) -> None:
         """Take the parts of the store that this version's records go through."""
+        self.number = number
         self.version = version
         self.task = task
         self.architecture = tuple(architecture)
@@ -71,7 +72,6 @@ class LocalRepository(Repository):
         self._source = source
         self._catalogue = source.catalogue
         self._segments = source.segments
-        self._number = number
         self._live = LiveRows(source)
         self._runs: dict[str, int] = {}  # the runs this process records, and their rows
         self._columns: dict[str, pa.DataType] = {}
@@ -106,7 +106,7 @@ class LocalRepository(Repository):
         except ValidationError as error:
             raise InputError(f"a run cannot be like this: {brief(error)}") from None
         with self._catalogue.writing() as session:
-            same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == run)
+            same = select(RunRow).where(RunRow.version_id == self.number, RunRow.uuid == run)
             ranks = {one.rank: one for one in session.exec(same)}
             if other := [one.purpose for one in ranks.values() if one.purpose != purpose]:
                 raise InputError(f"run {run} is of purpose {other[0]!r}, not {purpose!r}")
@@ -162,12 +162,11 @@ class LocalRepository(Repository):
         part.check(
             *({k["name"]: k["type"] for k in one} for one in (self.fields, self.label_fields))
         )
-        with self._catalogue.reading() as session:
-            here = self._here(session, part)
+        missing = {one.origin for one in self.missing(part)}
         wanted = [
             pair
             for pair in zip(part.header.chunks, part.bodies, strict=True)
-            if pair[0].origin not in here
+            if pair[0].origin in missing
         ]
         if not wanted:
             return 0
@@ -190,17 +189,30 @@ class LocalRepository(Repository):
                 self._insert(session, owners, chunks, sums, segment, places)
         return sum(one.inputs for one in chunks)
 
+    def missing(self, part: Part) -> list[ChunkHeader]:
+        """Return those chunks of a part that `adopt` would add.
+
+        Raises:
+            InputError: The part does not fit what is here.
+        """
+        with self._catalogue.reading() as session:
+            here = self._here(session, part)
+            for one in part.header.runs:
+                self._ranks(session, one)
+        return [one for one in part.header.chunks if one.origin not in here]
+
     def forget(self, origins: Sequence[str]) -> int:
         """Delete chunks that were adopted, by their origin; return how many were here.
 
         Those that were not are not taken in any more: they may still be on their way.
         """
-        mine = (col(ChunkRow.version_id) == self._number, col(ChunkRow.origin).in_(origins))
+        mine = (col(ChunkRow.version_id) == self.number, col(ChunkRow.origin).in_(origins))
         with self._catalogue.writing() as session:
             found = len(session.exec(select(ChunkRow.id).where(*mine)).all())
             delete_chunks(session, *mine)
-            known = select(ForgottenRow.origin).where(col(ForgottenRow.origin).in_(origins))
-            new = sorted(set(origins) - set(session.exec(known)))
+            query = select(ForgottenRow.origin).where(col(ForgottenRow.origin).in_(origins))
+            known = session.exec(query).all()
+            new = sorted(set(origins).difference(known))
             if new:
                 session.execute(insert(ForgottenRow), [{"origin": one} for one in new])
         self._live.clear()
@@ -208,7 +220,7 @@ class LocalRepository(Repository):
 
     def outbox(self, service: str) -> Outbox:
         """Return what is to be sent to a service, which is called by any text that is its own."""
-        return Outbox(self._source, self._number, self.version, service)
+        return Outbox(self._source, self.number, self.version, service)
 
     def _here(self, session: Session, part: Part) -> set[str | None]:
         """Return the origins of those chunks of a part that are not to be added."""
@@ -216,30 +228,34 @@ class LocalRepository(Repository):
         query = select(ChunkRow.origin, ChunkRow.version_id)
         found = session.exec(query.where(col(ChunkRow.origin).in_(origins))).all()
         for origin, version in found:
-            if version != self._number:
+            if version != self.number:
                 raise InputError(
                     f"chunk {origin} is here already, as one of another version; send it under "
                     "the name that it was recorded for"
                 )
         gone = select(ForgottenRow.origin).where(col(ForgottenRow.origin).in_(origins))
         there: set[str | None] = {origin for origin, _ in found}
-        there.update(session.exec(gone))
+        there.update(session.exec(gone).all())
         return there
 
     def _run_row(self, header: RunHeader) -> RunRow:
         return RunRow(
-            version_id=self._number,
+            version_id=self.number,
             uuid=header.run,
             settings=json.dumps(header.settings),
             **header.model_dump(exclude={"run", "settings"}),
         )
 
-    def _adopted_run(self, session: Session, header: RunHeader) -> int:
-        same = select(RunRow).where(RunRow.version_id == self._number, RunRow.uuid == header.run)
+    def _ranks(self, session: Session, header: RunHeader) -> dict[int, RunRow]:
+        """Return what is here of a run that a part names, by rank."""
+        same = select(RunRow).where(RunRow.version_id == self.number, RunRow.uuid == header.run)
         ranks = {one.rank: one for one in session.exec(same)}
         if any(one.purpose != header.purpose for one in ranks.values()):
             raise InputError(f"run {header.run} is not of purpose {header.purpose!r}")
-        row = ranks.get(header.rank)
+        return ranks
+
+    def _adopted_run(self, session: Session, header: RunHeader) -> int:
+        row = self._ranks(session, header).get(header.rank)
         if row is None:
             row = self._run_row(header)
             session.add(row)
@@ -266,7 +282,7 @@ class LocalRepository(Repository):
         for run, chunk, crc, offset in zip(runs, chunks, sums, offsets, strict=True):
             rows.append(
                 {
-                    "version_id": self._number,
+                    "version_id": self.number,
                     "run_id": run,
                     "layout_id": layouts[chunk.layout],
                     "segment_id": place,
@@ -293,7 +309,7 @@ class LocalRepository(Repository):
         return Records(self._source, self._live, chunks, self._columns)
 
     def _chunks(self, scope: Scope) -> tuple[Chunk, ...]:
-        conditions: list[Any] = [ChunkRow.version_id == self._number]
+        conditions: list[Any] = [ChunkRow.version_id == self.number]
         if scope.dataset_types is not None:
             conditions.append(col(ChunkRow.dataset_type).in_(scope.dataset_types))
         if scope.n_epoch is None or scope.n_epoch != "all":
@@ -313,7 +329,7 @@ class LocalRepository(Repository):
                 query = (
                     select(ChunkRow.n_epoch)
                     .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
-                    .where(col(ChunkRow.version_id) == self._number, condition)
+                    .where(col(ChunkRow.version_id) == self.number, condition)
                     .order_by(col(ChunkRow.id).desc())
                 )
                 for n_epoch in session.exec(query.limit(1)):
@@ -331,7 +347,7 @@ class LocalRepository(Repository):
             )
             .add_columns(func.max(ChunkRow.written_at), func.max(ChunkRow.id))
             .join(RunRow, col(RunRow.id) == ChunkRow.run_id)
-            .where(col(ChunkRow.version_id) == self._number)
+            .where(col(ChunkRow.version_id) == self.number)
             .group_by(col(ChunkRow.n_epoch), col(ChunkRow.dataset_type), col(RunRow.uuid))
         )
         with self._catalogue.reading() as session:
@@ -347,7 +363,7 @@ class LocalRepository(Repository):
         query = (
             select(RunRow, func.sum(ChunkRow.inputs))
             .join(ChunkRow, col(ChunkRow.run_id) == RunRow.id)
-            .where(RunRow.version_id == self._number)
+            .where(RunRow.version_id == self.number)
             .group_by(col(RunRow.id))
             .order_by(col(RunRow.started_at), col(RunRow.id))
         )
@@ -369,12 +385,12 @@ class LocalRepository(Repository):
         with self._catalogue.writing() as session:
             labelled = session.exec(
                 select(ChunkRow.id)
-                .where(ChunkRow.version_id == self._number, col(ChunkRow.actuals).is_not(None))
+                .where(ChunkRow.version_id == self.number, col(ChunkRow.actuals).is_not(None))
                 .limit(1)
             ).first()
             delete_chunks(
                 session,
-                col(ChunkRow.version_id) == self._number,
+                col(ChunkRow.version_id) == self.number,
                 col(ChunkRow.n_epoch) == n_epoch,
                 col(ChunkRow.id) <= (chunks[-1].id if chunks else 0),  # what was counted
             )
@@ -385,7 +401,7 @@ class LocalRepository(Repository):
     @override
     def recreate(self) -> None:
         with self._catalogue.writing() as session:
-            delete_chunks(session, col(ChunkRow.version_id) == self._number)
+            delete_chunks(session, col(ChunkRow.version_id) == self.number)
         self._live.clear()
 
     @override

@@ -204,6 +204,11 @@ class SegmentReader:
         with self._lock:
             self._files.clear()
 
+    def forget(self, name: str) -> None:
+        """Close a file that was deleted, which takes space until nobody reads from it."""
+        with self._lock:
+            self._files.pop(name, None)
+
     def renew(self) -> None:
         """Take a new lock after a fork: another thread of the parent may have held the old one."""
         self._lock = threading.Lock()

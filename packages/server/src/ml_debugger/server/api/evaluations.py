@@ -1,16 +1,19 @@
 """Evaluations, and the jobs that make them."""
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 
 from ml_debugger.core.epochs import resolve_epoch
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.method import choose_name, resolve_method
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.task import task_named
 from ml_debugger.server.access import AsMember, AsViewer, Project, TheService
 from ml_debugger.server.api.models import EvaluationIn, JobId, JobOut, Number, moment
+from ml_debugger.server.credentials import new_id
 from ml_debugger.server.problems import Problem
 from ml_debugger.server.service import Service
 from ml_debugger.server.tables import JobRow
@@ -20,9 +23,33 @@ router = APIRouter(prefix="/projects/{project_id}", tags=["evaluations"])
 
 @router.post("/versions/{version_id}/evaluations", status_code=202)
 def request_evaluation(
-    version_id: Number, given: EvaluationIn, project: AsMember, service: TheService
+    version_id: Number,
+    given: EvaluationIn,
+    project: AsMember,
+    service: TheService,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=200, description="Asked again with it, the job is the same.")
+    ] = None,
 ) -> JobOut:
     """Have a worker evaluate a version; what is asked for is checked at once."""
+    job_id = new_id()
+    if idempotency_key is not None:  # what one project asks is no other's, whatever its key
+        text = f"{project.row.id} {idempotency_key}"
+        job_id = hashlib.sha256(text.encode()).hexdigest()[: len(job_id)]
+    row = service.queue.find(project.row.id, job_id)
+    if row is None:
+        try:
+            row = _submit(version_id, given, project, service, job_id)
+        except (InputError, Problem):
+            row = service.queue.find(project.row.id, job_id)  # asked twice at the same time
+            if row is None:
+                raise
+    return job_out(row)
+
+
+def _submit(
+    version_id: int, given: EvaluationIn, project: Project, service: Service, job_id: str
+) -> JobRow:
     repository = project.store.repository(version_id)
     method = resolve_method(given.method_name, task_named(repository.task))
     EvaluationOptions.read(given.options)
@@ -34,7 +61,7 @@ def request_evaluation(
     name = choose_name(
         project.store, repository.version, method, given.result_name, now, taken=taken
     )
-    row = service.queue.submit(
+    return service.queue.submit(
         project.row.id,
         "evaluation",
         model_name=repository.version.model_name,
@@ -42,8 +69,8 @@ def request_evaluation(
         result_name=name,
         request={"method_name": method, "n_epoch": n_epoch, "options": given.options},
         created_by=project.principal.name,
+        job_id=job_id,
     )
-    return job_out(row)
 
 
 @router.get("/jobs")
@@ -64,7 +91,7 @@ def get_job(job_id: JobId, project: AsViewer, service: TheService) -> JobOut:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: JobId, project: AsMember, service: TheService) -> JobOut:
+def cancel_job(job_id: JobId, project: AsMember, service: TheService) -> JobOut:
     """Stop a job; one that is done stays done."""
     _find(service, project, job_id)
     service.queue.cancel(project.row.id, job_id)

@@ -19,6 +19,7 @@ from ml_debugger.server.access import (
 )
 from ml_debugger.server.api.models import LoginIn, MembershipOut, MeOut, PasswordIn
 from ml_debugger.server.api.projects import project_out
+from ml_debugger.server.credentials import account_name
 from ml_debugger.server.people import check_password, projects_of
 from ml_debugger.server.problems import Problem
 from ml_debugger.server.service import Service
@@ -31,16 +32,17 @@ router = APIRouter(tags=["login"])
 def login(given: LoginIn, request: Request, response: Response, service: TheService) -> MeOut:
     """Log a person in; the answer sets the cookie."""
     limiter: Limiter = request.app.state.login_limiter
-    email = given.email.lower()
-    limiter.check("address", address(request))
-    limiter.check("account", email)
+    email = account_name(given.email)
     with service.database.reading() as session:
         user = session.exec(select(UserRow).where(UserRow.email == email)).first()
     hashed = None if user is None else user.password
-    if not service.credentials.is_password(hashed, given.password) or user is None:
-        limiter.failed("address", address(request))
-        limiter.failed("account", email)
-        raise Problem(401, "the address or the password is wrong")
+    with limiter.turn():
+        limiter.check("address", address(request))
+        limiter.check("account", email)
+        if not service.credentials.is_password(hashed, given.password) or user is None:
+            limiter.failed("address", address(request))
+            limiter.failed("account", email)
+            raise Problem(401, "the address or the password is wrong")
     token = service.credentials.new_session()
     seconds = int(service.settings.session_hours * 3600)
     now = time.time_ns()
@@ -83,10 +85,11 @@ def change_password(
 ) -> None:
     """Change one's own password; all other logins end."""
     limiter: Limiter = request.app.state.login_limiter
-    limiter.check("account", found.user.email)
-    if not service.credentials.is_password(found.user.password, given.old):
-        limiter.failed("account", found.user.email)
-        raise Problem(403, "the old password is wrong")
+    with limiter.turn():
+        limiter.check("account", found.user.email)
+        if not service.credentials.is_password(found.user.password, given.old):
+            limiter.failed("account", found.user.email)
+            raise Problem(403, "the old password is wrong")
     check_password(given.new)
     digest = "" if found.token is None else service.credentials.digest(found.token)
     with service.database.writing() as session:

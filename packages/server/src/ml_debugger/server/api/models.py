@@ -264,7 +264,7 @@ class WithdrawalIn(In):
     """Chunks to forget, by what they are called where they were recorded."""
 
     origins: Annotated[
-        list[Annotated[str, StringConstraints(max_length=100)]],
+        list[Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")]],
         Field(min_length=1, max_length=1000),
     ]
 
@@ -335,16 +335,17 @@ class QueryIn(In):
     sampling: dict[str, Any] | None = None
     diverse: bool = False
     include_empty: bool = False
+    explain: bool = False
 
 
 class PickOut(Out):
-    """An input that was picked, and why."""
+    """An input that was picked; the rest is there where `explain` asked for it."""
 
     input_id: str
-    rank_value: float | None
-    zone: str | None
-    estimated_code: str | None
-    reason: str | None
+    rank_value: float | None = None
+    zone: str | None = None
+    estimated_code: str | None = None
+    reason: str | None = None
 
 
 class PicksOut(Out):

@@ -101,13 +101,21 @@ def list_members(organization: OrganizationViewer, service: TheService) -> list[
         return [_member(member, user) for member, user in session.exec(query)]
 
 
-@router.post("/{organization_id}/members", status_code=201)
-def add(given: MemberIn, organization: OrganizationAdmin, service: TheService) -> MemberOut:
-    """Let a person in. The password of a person who is new here is shown once."""
+@router.post("/{organization_id}/members", status_code=201, operation_id="add_member")
+def add(
+    given: MemberIn, organization: OrganizationAdmin, found: ThePerson, service: TheService
+) -> MemberOut:
+    """Let a person in. The password of a person who is new here is shown once.
+
+    A person who has an account already is let in by operators alone: it may be in the hands of
+    the organisation that made it.
+    """
     with service.database.writing() as session:
         user, password = add_member(
             session, service, organization.id, given.email, given.name, given.role
         )
+        if password is None and not found.operator:
+            raise Problem(403, f"{user.email} has an account; an operator can add it")
         member = session.get_one(MemberRow, (organization.id, user.id))
         return _member(member, user, password)
 
@@ -118,6 +126,7 @@ def change_role(
 ) -> MemberOut:
     """Give a member another role."""
     with service.database.writing() as session:
+        _alone(session, organization.id)
         member = _find(session, organization.id, user_id)
         member.role = given.role
         session.add(member)
@@ -126,10 +135,13 @@ def change_role(
         return _member(member, session.get_one(UserRow, user_id))
 
 
-@router.delete("/{organization_id}/members/{user_id}", status_code=204)
+@router.delete(
+    "/{organization_id}/members/{user_id}", status_code=204, operation_id="remove_member"
+)
 def remove(user_id: UserId, organization: OrganizationAdmin, service: TheService) -> None:
     """Let a member go; that person's keys of this organisation are revoked."""
     with service.database.writing() as session:
+        _alone(session, organization.id)
         session.delete(_find(session, organization.id, user_id))
         session.flush()
         _keep_an_admin(session, organization.id)
@@ -137,6 +149,12 @@ def remove(user_id: UserId, organization: OrganizationAdmin, service: TheService
         session.execute(
             delete(KeyRow).where(col(KeyRow.user_id) == user_id, col(KeyRow.project_id).in_(mine))
         )
+
+
+def _alone(session: Session, organization_id: str) -> None:
+    """Let no other transaction change members until this one ends; SQLite has one anyway."""
+    if session.get(OrganizationRow, organization_id, with_for_update=True) is None:
+        raise Problem(404, "there is no such organisation")
 
 
 def _find(session: Session, organization_id: str, user_id: str) -> MemberRow:

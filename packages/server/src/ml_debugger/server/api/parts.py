@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from ml_debugger.server.access import AsMember, Project, TheService
 from ml_debugger.server.api.models import Number, PartOut
 from ml_debugger.server.ingest import take_in
+from ml_debugger.server.problems import Problem, ProblemOut
 from ml_debugger.server.service import Service
 
 router = APIRouter(prefix="/projects/{project_id}/versions/{version_id}/parts", tags=["parts"])
@@ -22,6 +23,7 @@ MEDIA_TYPE = "application/vnd.ml-debugger.part+zstd"
 
 @router.put(
     "/{digest}",
+    responses={415: {"model": ProblemOut, "description": "The body is not declared to be a part."}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -36,6 +38,9 @@ async def put_part(
 
     The body is the part, compressed with Zstandard.
     """
+    declared = request.headers.get("Content-Type", MEDIA_TYPE)
+    if declared.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise Problem(415, f"a part must be sent as {MEDIA_TYPE}")
     folder = await run_in_threadpool(_incoming, service)
     # without a name from the start: nothing is left of it, whatever happens
     with tempfile.TemporaryFile(dir=folder) as file:

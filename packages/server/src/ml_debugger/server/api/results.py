@@ -91,7 +91,9 @@ def get_file(
 
 
 @router.post("/{result_id}/query")
-def query(result_id: Number, given: QueryIn, project: AsViewer, service: TheService) -> PicksOut:
+def query_result(
+    result_id: Number, given: QueryIn, project: AsViewer, service: TheService
+) -> PicksOut:
     """Pick recorded inputs worth labelling, by what a result says of them.
 
     Where the result has not seen some of the records yet, a worker estimates them first: `job`

@@ -43,7 +43,7 @@ def list_versions(
 
 
 @router.post("")
-def register(given: VersionIn, project: AsMember, service: TheService) -> VersionOut:
+def register_version(given: VersionIn, project: AsMember, service: TheService) -> VersionOut:
     """Make a model version, or find it again under the same conditions."""
     try:
         task_named(given.task)
@@ -101,7 +101,7 @@ def list_runs(version_id: Number, project: AsViewer) -> list[RunOut]:
 
 
 @router.post("/{version_id}/withdrawals")
-def withdraw(version_id: Number, given: WithdrawalIn, project: AsMember) -> ForgottenOut:
+def withdraw_chunks(version_id: Number, given: WithdrawalIn, project: AsMember) -> ForgottenOut:
     """Forget chunks that were deleted where they were recorded."""
     repository = project.store.repository(version_id)
     return ForgottenOut(chunks=repository.forget(given.origins))

@@ -13,7 +13,7 @@ def upgrade() -> None:
         "organization",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
-        sa.Column("max_models", sa.Integer(), nullable=True),
+        sa.Column("max_models", sa.BigInteger(), nullable=True),
         sa.Column("max_records", sa.BigInteger(), nullable=True),
         sa.Column("max_bytes", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),

@@ -1,0 +1,66 @@
+"""Records that are asked about again and again, with what was read of them."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from typing_extensions import override
+
+from ml_debugger.core.evaluation.result import Result
+from ml_debugger.core.pool import StoredPool
+from ml_debugger.core.records import Array, TaskSchema
+from ml_debugger.core.store import Records, ResultInfo
+
+MOST_INPUTS = 5_000_000  # of all pools together; an input takes some 50 bytes, and its text
+
+Key = tuple[int, tuple[int, ...]]
+
+
+class ReadPool(StoredPool):
+    """A pool that reads each column once; safe for several threads."""
+
+    def __init__(self, records: Records, result: Result, schema: TaskSchema) -> None:
+        """Look at some records; `result` must have judged them."""
+        super().__init__(records, result, schema)
+        self._columns: dict[str, Any] = {}
+        self._ranks: Array | None = None
+
+    @override
+    def column(self, name: str) -> Any:
+        if name not in self._columns:
+            self._columns[name] = super().column(name)
+        return self._columns[name]
+
+    @override
+    def rank_values(self) -> Array:
+        if self._ranks is None:
+            self._ranks = super().rank_values()
+        return self._ranks
+
+
+class Pools:
+    """The pools of a project that were asked about last; safe for several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Key, ReadPool] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, info: ResultInfo, records: Records) -> ReadPool | None:
+        """Return the pool of just these records, judged by this result, if it is here."""
+        key = (info.number, records.chunks)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def keep(self, info: ResultInfo, pool: ReadPool) -> ReadPool:
+        """Keep a pool, and let go of those that were asked about longest ago."""
+        with self._lock:
+            self._kept[info.number, pool.records.chunks] = pool
+            while (
+                len(self._kept) > 1
+                and sum(one.records.inputs for one in self._kept.values()) > MOST_INPUTS
+            ):
+                self._kept.popitem(last=False)
+        return pool

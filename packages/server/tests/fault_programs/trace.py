@@ -1,0 +1,59 @@
+"""Trace a model in a process of its own; the arguments are a JSON object.
+
+It says `ready` once it has a tracer, the number of each call once that is durable, and at the end
+how many KiB of memory it has taken while it recorded.
+"""
+
+import json
+import resource
+import sys
+import warnings
+from typing import Any
+
+import torch.distributed as dist
+
+from ml_debugger.core.store import sending
+
+from ..serving import record, tracer
+
+
+def say(what: Any) -> None:
+    print(what, flush=True)  # noqa: T201  # whoever started this reads it
+
+
+def main(
+    home: str,
+    endpoint: str,
+    key: str,
+    calls: list[int],
+    version: str = "v1",
+    inputs: int = 32,
+    auto: bool = True,
+    end: str = "close",
+    chunks: int = sending.PART_CHUNKS,
+    rank: int = 0,
+    ranks: int = 1,
+    store: str = "",
+) -> None:
+    sending.PART_CHUNKS = chunks
+    if ranks > 1:
+        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
+    made = tracer(home, version, auto_sync=auto, api_endpoint=endpoint, api_key=key)
+    say("ready")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in calls:
+        record(made, [number], inputs=inputs)
+        say(number)
+    say(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if end == "wait":
+        made.wait_for_save(interval=0.05)
+    if end in ("wait", "close"):
+        made.close()
+    if ranks > 1:
+        dist.destroy_process_group()
+    # else the interpreter's exit is what ends it
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("default")
+    main(**json.loads(sys.argv[1]))

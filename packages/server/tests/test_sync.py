@@ -1,0 +1,838 @@
+"""A real SDK and a real service, over loopback: what gets there, when, and what is told."""
+
+import json
+import math
+import socket
+import threading
+import warnings
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from sqlalchemy import delete, update
+from sqlmodel import select
+
+from ml_debugger.core import remote, service, sync
+from ml_debugger.core.errors import (
+    ArchitectureMismatchError,
+    EndpointError,
+    InputError,
+    LicenseError,
+    MLDebuggerError,
+    NothingToEvaluateError,
+    ResultNotFoundError,
+    SyncError,
+)
+from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.service import RefusedError, UnavailableError
+from ml_debugger.core.store import Store, sending
+from ml_debugger.data_filter import ClassificationDataFilter
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.server.service import Service
+from ml_debugger.server.settings import Settings
+from ml_debugger.server.tables import KeyRow, OrganizationRow
+from ml_debugger.training import ClassificationTracer
+
+from .machines import HOST, Cut
+from .serving import (
+    Server,
+    Worker,
+    chunks,
+    content,
+    inputs_in,
+    model,
+    program,
+    project_store,
+    record,
+    tracer,
+    until,
+)
+
+V1 = ModelVersion("net", "v1")
+
+
+class Site:
+    """A service, a wire before it, and its insides."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.server = Server(settings)
+        self.wire = Cut(self.server.port)
+        self.endpoint = self.wire.through(self.server.endpoint)
+        self.inside = Service(settings)
+        self.store = project_store(self.inside)
+        self.key = self.server.key
+        self.numbers = iter(range(1_000_000))
+
+    @property
+    def client(self):
+        return {"api_endpoint": self.endpoint, "api_key": self.key}
+
+    def version(self):
+        """Return the name of a version that nobody has used."""
+        return f"v{next(self.numbers)}"
+
+    def same(self, home, version):
+        """Compare the local store of a client with the service's."""
+        version = ModelVersion("net", version)
+        with Store(home) as here:
+            assert chunks(self.store, version) == chunks(here, version)
+            assert content(self.store, version) == content(here, version)
+            return inputs_in(chunks(here, version))
+
+    def count(self, version):
+        found = [one for one in self.store.versions() if one.version == ("net", version)]
+        return found[0].records if found else 0
+
+    def close(self):
+        self.wire.close()
+        self.inside.close()
+        self.server.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    found = Site(Settings(data=tmp_path_factory.mktemp("service"), lease_seconds=5))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def team(postgres, s3, tmp_path):
+    """The same over PostgreSQL and an object store, with a worker."""
+    settings = Settings(
+        data=tmp_path / "service",
+        database=postgres.new_database(),
+        objects=s3.new_bucket() + "/prefix",
+        objects_options=s3.storage_options,
+    )
+    found = Site(settings)
+    with Worker(settings):
+        yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def healed(request):
+    yield
+    if "site" in request.fixturenames:
+        request.getfixturevalue("site").wire.restore()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Have whoever waits for a service that is away be told soon."""
+    for module in (sync, service, remote):
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(service.patiently, "__defaults__", (0.5,))
+    for module in (sync, service):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 0.1)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(sending, "PART_CHUNKS", 1)
+
+
+# What gets there
+
+
+def test_what_is_recorded_streams_to_the_service_while_inference_goes_on(site, home):
+    version = site.version()
+    with tracer(home, version, auto_sync=True, **site.client) as made:
+        for number in range(3):
+            record(made, [number])
+            until(lambda n=number: site.count(version) == 32 * (n + 1), "the records to arrive")
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 96
+
+
+def test_upload_returns_before_anything_has_arrived(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(3))
+        site.wire.delay(math.inf)
+        made.upload()
+        assert site.count(version) == 0
+        site.wire.restore()
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 96
+
+
+def test_without_auto_sync_only_what_is_asked_for_is_sent(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, [0, 1], epoch=0)
+        record(made, [2], epoch=1)
+        made.wait_for_save(1, 0.05)
+        assert site.count(version) == 32
+    assert site.count(version) == 32
+    with tracer(home, version, **site.client) as made:
+        made.wait_for_save(interval=0.05)
+    with Store(home) as here:  # in another order than here
+        assert chunks(site.store, ("net", version)) == chunks(here, ("net", version))
+
+
+def test_closing_without_auto_sync_does_not_wait_for_what_was_begun(site, home, small_parts):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(20))
+        site.wire.delay(0.2)
+        made.upload()
+        until(lambda: site.count(version), "the first part")
+    assert 0 < site.count(version) < 640
+    site.wire.restore()
+    with tracer(home, version, **site.client) as made:
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 640
+
+
+def test_force_sends_again_what_the_service_has_lost(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(3), epoch=0)
+        record(made, [3], epoch=1)
+        made.wait_for_save(interval=0.05)
+        site.store.open(ModelVersion("net", version)).recreate()
+        made.wait_for_save(interval=0.05)
+        assert site.count(version) == 0
+        made.wait_for_save(1, 0.05, force=True)
+        assert site.count(version) == 32
+        made.upload(force=True)
+        made.wait_for_save(interval=0.05)
+        assert site.count(version) == 128
+
+
+def test_force_is_not_forgotten_while_the_service_is_away(site, home, impatient):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(3))
+        made.wait_for_save(interval=0.05)
+    site.store.open(ModelVersion("net", version)).recreate()
+    site.wire.refuse()
+    site.wire.cut()
+    with tracer(home, version, **site.client) as made:  # does not know its project yet
+        with pytest.raises(ConnectionError):
+            made.wait_for_save(interval=0.05, force=True)
+        site.wire.restore()
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 96
+
+
+def test_two_machines_upload_into_one_version(site, tmp_path):
+    version = site.version()
+    homes = [tmp_path / "one", tmp_path / "two"]
+    tracers = [tracer(home, version, auto_sync=True, **site.client) for home in homes]
+    threads = [
+        threading.Thread(target=record, args=(made, range(10 * k, 10 * k + 10)))
+        for k, made in enumerate(tracers)
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    for made in tracers:
+        made.wait_for_save(interval=0.05)
+        made.close()
+    expected = Counter()
+    for home in homes:
+        with Store(home) as here:
+            expected += chunks(here, ModelVersion("net", version))
+    assert chunks(site.store, ModelVersion("net", version)) == expected
+    assert inputs_in(expected) == 640
+
+
+def test_two_ranks_of_one_home_upload_into_one_version(site, home, tmp_path):
+    version = site.version()
+    common = {"home": home, "endpoint": site.endpoint, "key": site.key, "version": version}
+    common |= {"ranks": 2, "store": tmp_path / "rendezvous", "end": "wait"}
+    ranks = [
+        program("trace", rank=k, calls=list(range(5 * k, 5 * k + 5)), **common) for k in range(2)
+    ]
+    for one in ranks:
+        said, _ = one.communicate(timeout=120)
+        assert one.returncode == 0, said
+    assert site.same(home, version) == 320
+    (run,) = site.store.open(ModelVersion("net", version)).runs()
+    assert run.world_size == 2
+
+
+def test_a_tracer_sends_what_a_killed_one_left(site, home):
+    version = site.version()
+    site.wire.refuse()
+    common = {"home": home, "endpoint": site.endpoint, "key": site.key, "version": version}
+    with program("trace", calls=[0, 1, 2, *range(10**6, 10**6 + 10**3)], **common) as killed:
+        for line in killed.stdout:
+            if line.strip() == "2":
+                break
+        killed.kill()
+    site.wire.restore()
+    with tracer(home, version, auto_sync=True, **site.client):
+        until(lambda: site.count(version) >= 96, "what was left")  # and nothing is recorded
+    assert site.same(home, version) >= 96
+
+
+def test_a_tracer_that_nobody_closes_is_flushed_and_sent_at_the_end(site, home):
+    version = site.version()
+    common = {"home": home, "endpoint": site.endpoint, "key": site.key, "version": version}
+    with program("trace", calls=[0, 1, 2], end="leave", **common) as left:
+        said, _ = left.communicate(timeout=120)
+    assert left.returncode == 0, said
+    assert "Warning" not in said
+    assert site.same(home, version) == 96
+
+
+def test_an_end_that_cannot_reach_the_service_says_so(home):
+    with socket.socket() as nobody:
+        nobody.bind((HOST, 0))  # and does not listen
+        endpoint = f"http://{HOST}:{nobody.getsockname()[1]}"
+        common = {"home": home, "endpoint": endpoint, "key": "mldbg_a_b", "calls": [0]}
+        with program("trace", end="leave", **common) as left:
+            said, _ = left.communicate(timeout=120)
+    assert left.returncode == 0, said
+    assert "not everything recorded of net/v1 has reached the service" in said
+    assert "cannot be reached" in said
+    with Store(home) as here:
+        assert inputs_in(chunks(here, V1)) == 32
+
+
+# What is deleted here
+
+
+def test_what_is_dropped_is_withdrawn_and_nothing_else(site, home):
+    version, other = site.version(), site.version()
+    with tracer(home, other, **site.client) as made:
+        record(made, [0], epoch=1)
+        made.wait_for_save(interval=0.05)
+    with tracer(home, version, **site.client) as made:
+        record(made, [0, 1], epoch=0)
+        record(made, [2], epoch=1)
+        made.wait_for_save(interval=0.05)
+        record(made, [3], epoch=1)  # never sent
+        assert made.drop_epoch_data(1)["extracted_feature"] == 64
+        made.wait_for_save(interval=0.05)
+        assert site.same(home, version) == 64
+        made.drop_version_data()
+        record(made, [4])
+        made.wait_for_save(interval=0.05)
+        assert site.same(home, version) == 32
+    with tracer(home, version, force_table_recreate=True, **site.client) as made:
+        made.wait_for_save(interval=0.05)
+        assert site.count(version) == 0
+    assert site.count(other) == 32
+
+
+def test_auto_sync_withdraws_unasked(site, home):
+    version = site.version()
+    with tracer(home, version, auto_sync=True, **site.client) as made:
+        record(made, [0], epoch=0)
+        record(made, [1], epoch=1)
+        until(lambda: site.count(version) == 64, "the records to arrive")
+        made.drop_epoch_data(1)
+        until(lambda: site.count(version) == 32, "the withdrawal")
+    assert site.same(home, version) == 32
+
+
+def test_starting_anew_does_not_send_what_is_to_be_dropped_first(site, home, small_parts):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(20))
+        site.wire.delay(0.2)
+        made.upload()
+        until(lambda: site.count(version), "the first part")
+        made.drop_version_data()
+        assert 0 < site.count(version) < 640
+        site.wire.restore()
+        record(made, [0])
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 32
+
+
+def test_a_refused_withdrawal_is_told(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, [0])
+        made.wait_for_save(interval=0.05)
+        made.drop_epoch_data(0)
+        with site.inside.database.writing() as session:
+            session.execute(update(KeyRow).values(role="viewer"))
+        try:
+            with pytest.raises(RefusedError):
+                made.wait_for_save(interval=0.05)
+        finally:
+            with site.inside.database.writing() as session:
+                session.execute(update(KeyRow).values(role="member"))
+        made.wait_for_save(interval=0.05)
+    assert site.count(version) == 0
+
+
+# What is told to whoever waits
+
+
+def test_a_quota_is_a_license_error_and_ends_when_there_is_room(site, home):
+    version = site.version()
+    with site.inside.database.writing() as session:
+        session.execute(update(OrganizationRow).values(max_records=1))
+    try:
+        with tracer(home, version, **site.client) as made:
+            record(made, [0])
+            with pytest.raises(LicenseError, match="may have 1 records"):
+                made.wait_for_save(interval=0.05)
+            with site.inside.database.writing() as session:
+                session.execute(update(OrganizationRow).values(max_records=None))
+            made.wait_for_save(interval=0.001)  # not told of what was in the way before
+    finally:
+        with site.inside.database.writing() as session:
+            session.execute(update(OrganizationRow).values(max_records=None))
+    assert site.same(home, version) == 32
+
+
+def test_a_full_service_is_told_once_where_nobody_waits(site, home):
+    version = site.version()
+    with site.inside.database.writing() as session:
+        session.execute(update(OrganizationRow).values(max_records=1))
+    try:
+
+        def trace():
+            made = tracer(home, version, auto_sync=True, **site.client)
+            for number in range(3):
+                record(made, [number])
+                until(lambda: made._recording._uploader._work._thread is None, "the refusal")
+            return made
+
+        with pytest.warns(UserWarning, match="recording goes on") as told:
+            made = trace()
+        assert len(told) == 1
+        with pytest.warns(UserWarning, match="has reached the service"):
+            made.close()
+    finally:
+        with site.inside.database.writing() as session:
+            session.execute(update(OrganizationRow).values(max_records=None))
+    with tracer(home, version, auto_sync=True, **site.client):
+        pass
+    assert site.same(home, version) == 96
+
+
+def test_a_revoked_key_is_told_as_such(site, home):
+    version = site.version()
+    with site.inside.database.reading() as session:
+        row = session.exec(select(KeyRow)).one()
+        kept = row.model_dump()
+    with tracer(home, version, **site.client) as made:
+        record(made, [0])
+        with site.inside.database.writing() as session:
+            session.execute(delete(KeyRow))
+        try:
+            with pytest.raises(SyncError, match="key") as told:
+                made.wait_for_save(interval=0.05)
+            assert not isinstance(told.value, UnavailableError)
+            assert site.key not in str(told.value)
+        finally:
+            with site.inside.database.writing() as session:
+                session.add(KeyRow(**kept))
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 32
+
+
+def test_another_architecture_under_the_same_name_is_told_as_such(site, home, tmp_path):
+    with tracer(tmp_path / "other", site.version(), **site.client) as made:
+        made.wait_for_save(interval=0.05)
+        record(made, [0])
+        made.wait_for_save(interval=0.05)
+    wider = torch.nn.Sequential(torch.nn.Linear(16, 33), torch.nn.ReLU(), torch.nn.Linear(33, 4))
+    with ClassificationTracer(wider.eval(), "net", site.version(), home=home, **site.client) as one:
+        record(one, [0])
+        with pytest.raises(ArchitectureMismatchError):
+            one.wait_for_save(interval=0.05)
+
+
+@pytest.mark.parametrize("how", ["refused", "cut", "hanging"])
+def test_who_waits_for_a_service_that_is_away_is_told(site, home, impatient, how, monkeypatch):
+    monkeypatch.setattr(service, "ANSWER_SECONDS", 0.3)
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, [0])
+        if how == "hanging":
+            site.wire.delay(math.inf)
+        elif how == "refused":
+            site.wire.refuse()
+        else:
+            site.wire.target = 1  # where nobody is
+        with pytest.raises(ConnectionError, match="cannot be reached"):
+            made.wait_for_save(interval=0.05)
+        site.wire.target = site.server.port
+        site.wire.restore()
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 32
+
+
+@pytest.mark.parametrize("interval", [0, -1, math.nan, "1", True])
+def test_an_interval_must_be_positive(site, home, interval):
+    with (
+        tracer(home, site.version(), **site.client) as made,
+        pytest.raises(InputError, match="interval"),
+    ):
+        made.wait_for_save(interval=interval)
+
+
+def test_waiting_after_the_end_is_refused(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, [0])
+    for ask in (made.wait_for_save, made.upload):
+        with pytest.raises(InputError, match="closed"):
+            ask()
+
+
+def test_uploading_needs_a_service(home):
+    with tracer(home) as made:
+        record(made, [0])
+        with pytest.raises(EndpointError, match="MLD_API_ENDPOINT"):
+            made.upload()
+        made.wait_for_save(interval=0.05)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key", "says"),
+    [
+        ("http://127.0.0.1:1", None, "needs an API key"),
+        ("127.0.0.1:8787", "mldbg_a_b", "address"),
+        ("ftp://127.0.0.1", "mldbg_a_b", "address"),
+        ("http://", "mldbg_a_b", "address"),
+        ("http://127.0.0.1:port", "mldbg_a_b", "address"),
+        ("http://[::1", "mldbg_a_b", "address"),
+        ("http://me:word@127.0.0.1:1", "mldbg_a_b", "plain address"),
+        ("http://127.0.0.1:1?key=1", "mldbg_a_b", "plain address"),
+        ("http://127.0.0.1:1", "mldbg_a\nb", "malformed"),
+        ("http://127.0.0.1:1", "schlüssel", "malformed"),
+    ],
+)
+def test_a_malformed_endpoint_or_key_is_refused_before_anything_is_made(home, endpoint, key, says):
+    with pytest.raises(InputError, match=says) as told:
+        tracer(home, api_endpoint=endpoint, api_key=key)
+    assert "word" not in str(told.value)
+    assert not home.exists()
+    with pytest.raises(InputError, match=says):
+        Evaluator("net", "v1", endpoint, key)
+
+
+def test_a_way_that_others_can_read_along_is_warned_of():
+    with pytest.warns(UserWarning, match="use https"):
+        Evaluator("net", "v1", "http://ml-debugger.example.org", "mldbg_a_b")
+    for endpoint in ("https://ml-debugger.example.org", "http://localhost:1", "http://[::1]:1"):
+        Evaluator("net", "v1", endpoint, "mldbg_a_b")
+
+
+# What a service must not do to whoever records
+
+
+class Wrong(BaseHTTPRequestHandler):
+    """Answers everything with the same."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, headers, body = self.server.said
+        self.server.asked += 1
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = answer  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def wrong():
+    server = ThreadingHTTPServer((HOST, 0), Wrong)
+    server.asked = 0
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+HTML = b"<html><body>Sign in to the network</body></html>"
+WRONG = {
+    "fault": (500, {}, b'{"detail": "a fault", "kind": "Fault"}'),
+    "bad gateway": (502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>"),
+    "never": (503, {"Retry-After": "99999999999999"}, b""),
+    "odd pause": (429, {"Retry-After": "\xb2"}, b""),
+    "refusal": (422, {}, b'{"detail": "no", "kind": "InputError"}'),
+    "unknown error": (422, {}, b'{"detail": "no", "kind": "KeyboardInterrupt"}'),
+    "not json": (400, {}, b"\xff\xfe\x00"),
+    "a list": (400, {}, b"[1]"),
+    "html": (200, {"Content-Type": "text/html"}, HTML),
+    "nothing": (200, {}, b""),
+    "no content": (204, {}, b""),
+    "a number": (200, {}, b"7"),
+    "an empty list": (200, {}, b"[]"),
+    "an empty object": (200, {}, b"{}"),
+    "half of it": (200, {}, b'{"projects": [{"name": 1}]}'),
+    "other types": (200, {}, b'{"projects": 1, "id": "x", "records": []}'),
+    "elsewhere": (307, {"Location": "http://127.0.0.1:1/"}, b""),
+    "not modified": (304, {}, b""),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_service_is_told_and_changes_nothing(home, wrong, impatient, said):
+    wrong.said = WRONG[said]
+    wrong_client = {"api_endpoint": f"http://{HOST}:{wrong.server_port}", "api_key": "mldbg_a_b"}
+    plain, traced = model(), model()
+    traced.train()
+    source = torch.randn(8, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it did not get there
+        made = ClassificationTracer(traced, "net", "v1", home=home, auto_sync=True, **wrong_client)
+        mine, theirs = source.clone().requires_grad_(), source.clone().requires_grad_()
+        output = made(mine, torch.zeros(8, dtype=torch.int64), range(8), "val", 0)
+        expected = plain.train()(theirs)
+        assert torch.equal(output, expected)
+        output.square().sum().backward()
+        expected.square().sum().backward()
+        assert torch.equal(mine.grad, theirs.grad)
+        for ours, other in zip(traced.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours.grad, other.grad)
+        assert traced.training
+        error = InputError if said == "refusal" else ConnectionError
+        with pytest.raises(error, match=str(wrong.server_port)):
+            made.wait_for_save(interval=0.05)
+        assert wrong.asked
+        made.close()
+    evaluator = Evaluator("net", "v1", home=home, **wrong_client)
+    for ask in (
+        evaluator.list_results,
+        evaluator.request_evaluation,
+        lambda: evaluator.get_result("a"),
+    ):
+        with pytest.raises(MLDebuggerError, match=str(wrong.server_port)):
+            ask()
+    with Store(home) as here:
+        assert inputs_in(chunks(here, V1)) == 8
+
+
+def test_a_call_does_not_wait_for_a_service_that_hangs(site, home):
+    """Each call returns, and is durable here, while no answer ever comes."""
+    version = site.version()
+    site.wire.delay(math.inf)
+    with tracer(home, version, auto_sync=True, **site.client) as made:
+        record(made, range(5))  # flushes after each
+        assert site.count(version) == 0
+        site.wire.restore()
+        made.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 160
+
+
+def test_memory_stays_bounded_while_much_waits_to_be_sent(site, home):
+    version = site.version()
+    site.wire.delay(math.inf)
+    common = {"home": home, "endpoint": site.endpoint, "key": site.key, "version": version}
+    with program("trace", inputs=20_000, calls=list(range(40)), **common) as one:
+        said = []
+        for line in one.stdout:
+            said.append(int(line) if line.strip().isdigit() else line)
+            if len(said) == 42:  # ready, 40 calls, and the memory
+                break
+        with Store(home) as here:
+            project = "nobody has told its name yet"
+            waiting = here.open(ModelVersion("net", version)).outbox(project).pending()
+        site.wire.restore()
+        one.communicate(timeout=300)
+    print(f"{waiting.nbytes / 1e6:.0f} MB wait, {said[-1] / 1024:.0f} MiB more memory")  # noqa: T201
+    assert waiting.nbytes > 100e6
+    assert said[-1] * 1024 < waiting.nbytes / 2
+    assert site.same(home, version) == 800_000
+
+
+# Evaluation at the service
+
+
+@pytest.fixture(scope="module")
+def worker(site):
+    with Worker(site.settings) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def evaluated(site, worker, tmp_path_factory):
+    """A home that is uploaded, its version, and a result of the service."""
+    home, version = tmp_path_factory.mktemp("client"), site.version()
+    with tracer(home, version, **site.client) as made:
+        record(made, range(12), inputs=100, epoch=3)
+    result = Evaluator("net", version, home=home, **site.client).request_evaluation(
+        result_name=f"{version} of the service"
+    )
+    return home, version, result
+
+
+def same_result(here, there):
+    """Compare the files of two results; only names and times may differ."""
+    assert {one.name for one in here.folder.iterdir()} == {
+        one.name for one in there.folder.iterdir()
+    }
+    for one in here.folder.iterdir():
+        if one.name != "result.json":
+            assert one.read_bytes() == (there.folder / one.name).read_bytes(), one.name
+    ours, theirs = (json.loads((one.folder / "result.json").read_text()) for one in (here, there))
+    for one in (ours, theirs):
+        for name in ("result_name", "created_at", "completed_at"):
+            del one[name]
+    assert ours == theirs
+
+
+@pytest.fixture
+def one_thread():
+    """Sum in the order in which the worker does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_service_evaluates_to_the_same_bits(evaluated, one_thread):
+    home, version, there = evaluated
+    here = Evaluator("net", version, home=home).request_evaluation(result_name="of this machine")
+    assert type(here) is type(there)
+    assert here.n_epoch == there.n_epoch == 3
+    same_result(here, there)
+
+
+def test_results_are_listed_and_opened_alike(site, evaluated, tmp_path):
+    home, version, there = evaluated
+    local = Evaluator("net", version, home=home)
+    local.request_evaluation(result_name="another of this machine")
+    far = Evaluator("net", version, home=tmp_path / "another client", **site.client)
+    ours, theirs = local.list_results(), far.list_results()
+    assert list(ours.columns) == list(theirs.columns)
+    assert list(ours.dtypes) == list(theirs.dtypes)
+    assert list(theirs["result_name"]) == [there.result_name]
+    assert list(far.list_results(n_epoch=4)["result_name"]) == []
+    assert list(far.list_results(method_name="default")["result_name"]) == [there.result_name]
+    found = far.get_result(there.result_name)
+    assert found.summary() == there.summary()
+
+
+def test_errors_are_the_same_here_and_there(site, evaluated, tmp_path):
+    home, version, there = evaluated
+    unlabelled = site.version()
+    with tracer(home, unlabelled, **site.client) as made, torch.no_grad():
+        made(torch.randn(8, 16), None, range(8), "val", 0)
+    local, far = {}, site.client
+    Evaluator("net", version, home=home).request_evaluation(result_name=there.result_name)
+    for name, arguments, error in [
+        (unlabelled, {}, NothingToEvaluateError),
+        (version, {"n_epoch": 77}, NothingToEvaluateError),
+        ("no such version", {}, NothingToEvaluateError),
+        (version, {"result_name": there.result_name}, InputError),
+        (version, {"method_name": "none"}, InputError),
+        (version, {"options": {"no such": 1}}, InputError),
+        (version, {"options": {"seed": "x"}}, InputError),
+        (version, {"result_name": "\x00"}, InputError),
+        (version, {"result_name": ""}, InputError),
+        (version, {"result_name": "x" * 5000}, InputError),
+        (version, {"n_epoch": "first"}, TypeError),
+        (version, {"n_epoch": 1 << 70}, (InputError, NothingToEvaluateError)),
+        (version, {"options": {"seed": math.nan}}, InputError),
+    ]:
+        for client in (local, far):
+            with pytest.raises(error) as told:
+                Evaluator("net", name, home=home, **client).request_evaluation(**arguments)
+            assert site.key not in str(told.value)
+    for client in (local, far):
+        with pytest.raises(ResultNotFoundError):
+            Evaluator("net", version, home=home, **client).get_result("no such result")
+        with pytest.raises(ResultNotFoundError):
+            Evaluator("net", unlabelled, home=home, **client).get_result(there.result_name)
+
+
+def test_an_answer_that_is_lost_does_not_evaluate_twice(site, evaluated, impatient):
+    home, version, _ = evaluated
+    evaluator = Evaluator("net", version, home=home, **site.client)
+    client = evaluator.service_client
+    number = client.version(ModelVersion("net", version))
+    before = len(site.inside.queue.listed(client.project, 1000))
+    site.wire.cut(answers=True)
+    result = evaluator.request_evaluation(result_name=f"{version} once")
+    assert result.result_name == f"{version} once"
+    cuts = site.wire.cuts
+    original = client.evaluate
+
+    def cut(*arguments):
+        site.wire.cut(answers=True)
+        return original(*arguments)
+
+    client.evaluate = lambda *given: (setattr(client, "evaluate", original), cut(*given))[1]
+    evaluator.request_evaluation(result_name=f"{version} cut")
+    assert site.wire.cuts > cuts
+    assert number == client.version(ModelVersion("net", version))
+    assert len(site.inside.queue.listed(client.project, 1000)) == before + 2
+
+
+def test_a_filter_takes_a_result_of_the_service_and_its_copy_when_that_is_down(
+    site, evaluated, tmp_path, impatient
+):
+    _, version, there = evaluated
+    home = tmp_path / "filtering"
+    config = {"target_zones": ["critical_hotspot", "hotspot"]}
+
+    def flags(**more):
+        with (
+            ClassificationDataFilter(
+                model(), "net", version, there.result_name, home=home, filter_config=config, **more
+            ) as made,
+            torch.no_grad(),
+        ):
+            source = torch.randn(64, 16, generator=torch.Generator().manual_seed(9))
+            return made(source, range(64))[1]
+
+    found = flags(**site.client)
+    site.wire.refuse()
+    site.wire.cut()
+    with pytest.warns(UserWarning, match="copy of .* is used"):
+        assert flags(**site.client) == found
+    other = tmp_path / "without a copy"
+    with pytest.raises(ConnectionError):
+        ClassificationDataFilter(
+            model(), "net", version, there.result_name, home=other, **site.client
+        )
+
+
+def test_clients_fetch_one_result_at_once(site, evaluated, tmp_path):
+    _, version, there = evaluated
+    failures = []
+
+    def fetch():
+        try:
+            far = Evaluator("net", version, home=tmp_path / "shared", **site.client)
+            far.get_result(there.result_name)
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert not failures
+    assert [one.name for one in (tmp_path / "shared" / "remote").rglob("*.tmp")] == []
+
+
+def test_a_team_s_service_does_the_same(team, home, one_thread):
+    """PostgreSQL, an object store, a worker elsewhere."""
+    with tracer(home, auto_sync=True, **team.client) as made:
+        record(made, range(10), inputs=100)
+        made.wait_for_save(interval=0.05)
+    assert team.same(home, "v1") == 1000
+    there = Evaluator("net", "v1", home=home, **team.client).request_evaluation()
+    same_result(Evaluator("net", "v1", home=home).request_evaluation(), there)
