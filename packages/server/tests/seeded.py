@@ -43,9 +43,10 @@ def record(home: Path) -> Recorded:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     fields = [{"name": "camera", "type": "str"}, {"name": "at", "type": "datetime"}]
     model.eval()
-    with ClassificationTracer(
-        model, *VERSION, home=home, additional_fields=fields
-    ) as tracer, torch.no_grad():
+    with (
+        ClassificationTracer(model, *VERSION, home=home, additional_fields=fields) as tracer,
+        torch.no_grad(),
+    ):
         for at in range(0, INPUTS, 40):
             rows = slice(at, at + 40)
             more: Any = {"camera": ["front"] * 40, "at": [datetime(2026, 1, 2, tzinfo=UTC)] * 40}

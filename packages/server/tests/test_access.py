@@ -1,6 +1,8 @@
 """Who may do what, and how the service finds out who it is."""
 
+import json
 import logging
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from sqlalchemy import update
 from sqlmodel import col
 from starlette.testclient import TestClient
 
+from ml_debugger.server.observe import Lines
 from ml_debugger.server.people import SHORTEST_PASSWORD
 from ml_debugger.server.settings import Settings
 from ml_debugger.server.tables import KeyRow, OrganizationRow, UserRow
@@ -686,6 +689,21 @@ class TestSecrets:
             data = place.service.settings.data
             assert data.stat().st_mode & 0o77 == 0
             assert (data / "secret").stat().st_mode & 0o77 == 0
+
+    def test_a_fault_is_logged_without_what_it_says(self):
+        """That may repeat what somebody sent; its kind and its frames do not."""
+        try:
+            try:
+                raise ValueError("somebody's")
+            except ValueError as error:
+                raise RuntimeError("data") from error
+        except RuntimeError:
+            record = logging.LogRecord("x", logging.ERROR, "", 1, "fault", (), sys.exc_info())
+        line = Lines("%(message)s").format(record)
+        told = json.loads(line)["exc_info"].splitlines()
+        assert "RuntimeError" in told
+        assert "ValueError" in told
+        assert not [one for one in told if one.startswith(("RuntimeError:", "ValueError:"))]
 
     def test_names_are_not_told_by_the_database(self, small):
         """An error's text would be in the log."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import MetaData
 
 from ml_debugger.core.store import Scope
-from ml_debugger.core.store.parts import HEADER_BYTES, MAGIC, Part
+from ml_debugger.core.store.parts import HEADER_BYTES, MAGIC
 from ml_debugger.core.store.segments import checksum
 from ml_debugger.server.settings import Settings
 
@@ -75,7 +75,7 @@ def trace(found):
             kept[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     objects = found.service.projects.objects
     if objects is not None:
-        kept |= {one: None for one in objects._fs.find(objects.root)}
+        kept |= dict.fromkeys(objects._fs.find(objects.root))
     return kept
 
 
@@ -500,7 +500,7 @@ class Served:
         sizes = []
         for one in folder.iterdir():
             try:
-                if "(deleted)" in os.readlink(one):
+                if "(deleted)" in str(one.readlink()):
                     sizes.append(one.stat().st_size)
             except FileNotFoundError:
                 continue
@@ -529,6 +529,8 @@ class Served:
 def served(recorded, tmp_path_factory):
     one = Served(tmp_path_factory.mktemp("served") / "data", recorded)
     try:
+        digest, content = recorded.part.pack()
+        assert one.put(compressed(content), digest).json() == {"records": INPUTS}
         yield one
     finally:
         one.session.close()
@@ -538,8 +540,7 @@ def served(recorded, tmp_path_factory):
 
 
 def test_bombs_take_little_memory_and_disk(served, recorded):
-    digest, content = recorded.part.pack()
-    assert served.put(compressed(content), digest).json() == {"records": INPUTS}
+    digest = recorded.part.pack()[0]
     limit = 64 << 20
     Path(f"/proc/{served.process.pid}/clear_refs").write_text("5")  # the peak begins anew
     memory, written = served.status("VmRSS"), served.written()
@@ -549,8 +550,10 @@ def test_bombs_take_little_memory_and_disk(served, recorded):
         assert answer.status_code == 413, answer.text
         assert served.clean()
     peak = served.status("VmHWM") - memory
-    print(f"\n{len(bombs)} bombs: {peak / 2**20:.0f} MiB more memory at the peak,", end=" ")
-    print(f"{(served.written() - written) / 2**20:.0f} MiB written")
+    print(  # noqa: T201  # shown with `pytest -s`
+        f"\n{len(bombs)} bombs: {peak / 2**20:.0f} MiB more memory at the peak, "
+        f"{(served.written() - written) / 2**20:.0f} MiB written"
+    )
     assert peak < 3 * limit  # the window that a frame may ask for is 128 MiB
     assert served.written() - written < len(bombs) * (limit + (4 << 20)) + sum(map(len, bombs))
 

@@ -1,8 +1,8 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -95,7 +95,9 @@ def everything(store):
     found = hashlib.sha256()
     for name in sorted(records.names()):
         column = records.column(name)
-        found.update(repr(column.tolist() if hasattr(column, "tolist") else column.to_pylist()).encode())
+        found.update(
+            repr(column.tolist() if hasattr(column, "tolist") else column.to_pylist()).encode()
+        )
     return found.hexdigest()
 
 
@@ -179,10 +181,7 @@ def test_the_cache_is_bounded(opener, tmp_path):
         assert everything(small) == want
         assert 1 <= len(cached(small)) <= 2
         # what was deleted is not kept open either: it would take as much space
-        names = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
-        mine = [one for one in names if str(small.home) in one and "deleted" in one]
-        open_by_small = {one for one in small._segments._files._files}
-        assert open_by_small <= {one.stem for one in cached(small)}, mine
+        assert set(small._segments._files._files) <= {one.stem for one in cached(small)}
 
 
 def test_many_read_through_a_cache_for_one(opener, tmp_path):
@@ -237,7 +236,7 @@ def test_half_a_fetch_leaves_nothing(s3, opener, tmp_path):
             everything(other)
         assert not list((other.home / "segments").iterdir())
         wire.restore()
-        wire.cut(20_000, answers=True)
+        wire.cut(1_000, answers=True)
         try:
             assert everything(other) == want  # fsspec has asked again
         except StoreError:
@@ -350,8 +349,6 @@ def hashes(folder):
 
 
 def test_results_are_found_by_processes_elsewhere(postgres, s3, recorded, tmp_path):
-    import json
-
     given = {
         "data": tmp_path / "data",
         "database": postgres.new_database(),

@@ -1,11 +1,9 @@
 """Trace a model in a process of its own; the arguments are a JSON object.
 
-It says `ready` once it has a tracer, the number of each call once that is durable, and at the end
-how many KiB of memory it has taken while it recorded.
+It says `ready` once it has a tracer, and the number of each call once that is durable.
 """
 
 import json
-import resource
 import sys
 import warnings
 from typing import Any
@@ -40,11 +38,9 @@ def main(
         dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
     made = tracer(home, version, auto_sync=auto, api_endpoint=endpoint, api_key=key)
     say("ready")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in calls:
         record(made, [number], inputs=inputs)
         say(number)
-    say(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     if end == "wait":
         made.wait_for_save(interval=0.05)
     if end in ("wait", "close"):

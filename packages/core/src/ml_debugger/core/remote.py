@@ -29,7 +29,7 @@ from ml_debugger.core.service import (
     refusal,
 )
 from ml_debugger.core.store import ResultInfo, Store
-from ml_debugger.core.store.home import folder_name
+from ml_debugger.core.store.home import folder_name, sweep
 from ml_debugger.core.sync import PATIENCE, alone, send
 
 LOOK = 1.0
@@ -182,6 +182,7 @@ def _copy(client: ServiceClient, number: int, folder: Path) -> None:
     draft = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         draft.mkdir(mode=0o700, parents=True)
+        sweep(folder.parent)
         client.download(number, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)

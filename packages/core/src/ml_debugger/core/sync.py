@@ -13,8 +13,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ml_debugger.core.errors import EndpointError, InputError, MLDebuggerError, SyncError
 from ml_debugger.core.progress import progress
@@ -30,6 +31,8 @@ from ml_debugger.core.settings import Service
 if TYPE_CHECKING:
     from ml_debugger.core.store import LocalRepository
     from ml_debugger.core.store.sending import Pending
+
+T = TypeVar("T")
 
 EpochChoice = int | Literal["all"] | None
 
@@ -84,8 +87,8 @@ def check_interval(interval: float) -> None:
 class Uploader:
     """Sends a version's records; the thread that does it lives while there is something to send.
 
-    It never raises into the code that records. What it holds in memory is one part, whatever
-    waits to be sent: that lies in the store.
+    It never raises into the code that records. What it holds in memory is one part, and the one
+    after it, whatever waits to be sent: that lies in the store.
     """
 
     def __init__(
@@ -172,10 +175,12 @@ class _Work:
                 self._failure = None  # whoever asks again may have mended it
             if self._thread is None:
                 self._last_good = time.monotonic()
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="ml-debugger-uploader", daemon=True
                 )
-                self._thread.start()
+                with suppress(RuntimeError):  # the interpreter ends: `finish` does it then
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -224,6 +229,8 @@ class _Work:
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        if drain and self._asked:
+            self._run()
         if drain and self._failure is not None and self._is_left():
             warnings.warn(
                 f"not everything recorded of {self._repository.version} has reached the service: "
@@ -350,14 +357,46 @@ def send(
     while origins := outbox.withdrawals():
         client.withdraw(there(), origins)
         outbox.withdrawn(origins)
-    while (found := outbox.next_part(n_epoch)) is not None:
-        part, numbers = found
-        digest, packed = _packed(part.pack())
-        del part, found
+
+    def prepare(after: int) -> tuple[str, bytes, list[int]] | None:
+        found = outbox.next_part(n_epoch, after=after)
+        return None if found is None else (*_packed(found[0].pack()), found[1])
+
+    coming = _ahead(lambda: prepare(0))
+    while (found := coming()) is not None:
+        digest, packed, numbers = found
+        coming = _ahead(partial(prepare, numbers[-1]))  # while this one is on its way
         client.put_part(there(), digest, packed)
         outbox.saved(numbers)
         if not sent():
             return
+
+
+def _ahead(act: Callable[[], T]) -> Callable[[], T]:
+    """Begin to do something beside what comes next; return what waits for it."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(act())
+        except BaseException as error:  # noqa: BLE001  # raised in the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="ml-debugger-packer", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends, and lets no thread begin
+        run()
+
+    def wait() -> T:
+        if thread.ident is not None:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    return wait
 
 
 def _packed(named: tuple[str, bytes]) -> tuple[str, bytes]:

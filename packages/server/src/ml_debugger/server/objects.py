@@ -70,10 +70,10 @@ class Objects:
             StoreError: The object store refused.
         """
         with self._told(f"cannot write {self.url}/{name}"):
-            with self._fs.open(f"{self.root}/{name}", "wb") as raw:
-                with pa.CompressedOutputStream(pa.PythonFile(raw, "w"), "zstd") as out:
-                    for piece in pieces:
-                        out.write(piece)
+            raw = self._fs.open(f"{self.root}/{name}", "wb")
+            with raw, pa.CompressedOutputStream(pa.PythonFile(raw, "w"), "zstd") as out:
+                for piece in pieces:
+                    out.write(piece)
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy an object into a file, as it was before it was compressed.
@@ -84,12 +84,15 @@ class Objects:
         """
         with self._told(f"cannot read {self.url}/{name}"):
             raw = self._fs.open(f"{self.root}/{name}", "rb", block_size=16 << 20)
-            with raw, pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as source:
-                with target.open("xb") as out:
-                    while block := source.read(BLOCK):
-                        out.write(block)
-                    out.flush()
-                    os.fsync(out.fileno())  # or a power cut leaves a file with less in it
+            with (
+                raw,
+                pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as source,
+                target.open("xb") as out,
+            ):
+                while block := source.read(BLOCK):
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())  # or a power cut leaves a file with less in it
 
     def put_folder(self, folder: Path, name: str) -> None:
         """Copy a folder's files, after deleting what was there under its name."""

@@ -114,7 +114,7 @@ class Lines(JsonFormatter):
 
     @override
     def formatException(self, ei: Any) -> str:
-        told = []
+        told: list[str] = []
         error: BaseException | None = ei[1]
         while error is not None and len(told) < 10:
             told.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)

@@ -19,7 +19,7 @@ from ml_debugger.core.evaluation.folder import read_manifest
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import LocalRepository, ResultInfo, Store
 from ml_debugger.core.store.catalogue import Catalogue
-from ml_debugger.core.store.home import folder_name
+from ml_debugger.core.store.home import folder_name, sweep
 from ml_debugger.core.store.tables import ChunkRow, ModelRow
 from ml_debugger.server.credentials import new_id
 from ml_debugger.server.database import Database
@@ -172,6 +172,8 @@ class ProjectStore(Store):
     @override
     def compact(self) -> int:
         if isinstance(self._segments, ObjectSegments):
+            for name in ("results", "segments"):
+                sweep(self.home / name)
             return self._segments.collect(self._catalogue)
         return super().compact()
 

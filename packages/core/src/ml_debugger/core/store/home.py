@@ -2,13 +2,17 @@
 
 import hashlib
 import re
+import shutil
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ml_debugger.core.errors import StoreError
 
 NETWORK = ("nfs", "cifs", "smb", "lustre", "9p", "afs", "gpfs", "beegfs", "ceph", "fuse.sshfs")
 MOUNTS = Path("/proc/self/mounts")
+DRAFT_SECONDS = 24 * 3600.0  # nothing takes as long to write
 
 _warned: set[Path] = set()
 
@@ -57,6 +61,17 @@ def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
         if len(folder) >= best and path.is_relative_to(folder):
             best, found = len(folder), kind
     return found if found.startswith(NETWORK) else None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes have left half done: what is hidden, and a day old."""
+    for draft in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - draft.lstat().st_mtime > DRAFT_SECONDS:
+                if draft.is_dir():
+                    shutil.rmtree(draft, ignore_errors=True)
+                else:
+                    draft.unlink()
 
 
 def folder_name(name: str) -> str:

@@ -18,7 +18,7 @@ from ml_debugger.core.store import compaction, registration
 from ml_debugger.core.store.catalogue import Catalogue, SqliteCatalogue
 from ml_debugger.core.store.chunks import ChunkSource
 from ml_debugger.core.store.contract import ResultInfo, VersionInfo
-from ml_debugger.core.store.home import folder_name, prepare
+from ml_debugger.core.store.home import folder_name, prepare, sweep
 from ml_debugger.core.store.repository import LocalRepository, moment
 from ml_debugger.core.store.segments import FolderSegments, Segments
 from ml_debugger.core.store.tables import (
@@ -244,6 +244,7 @@ class Store:
         """
         if not isinstance(self._segments, FolderSegments):
             return 0  # they are given back by whoever keeps them
+        sweep(self.home / "results")
         self._segments.end()  # what this process appended to may be rewritten too
         return compaction.compact(self._catalogue, self._segments.folder)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ml_debugger.core.records import ModelVersion
     from ml_debugger.core.store.chunks import Chunk, ChunkSource
 
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 PART_CHUNKS = 256
 AT_ONCE = 500  # SQLite takes a limited number of values in one statement
 
@@ -91,16 +91,22 @@ class Outbox:
             row = session.execute(self._unsaved(counts, n_epoch)).one()
         return Pending(*map(int, row))
 
-    def next_part(self, n_epoch: EpochChoice = "all") -> tuple[Part, list[int]] | None:
+    def next_part(
+        self, n_epoch: EpochChoice = "all", *, after: int = 0
+    ) -> tuple[Part, list[int]] | None:
         """Return the oldest chunks that are not saved yet, as one part, and their numbers.
 
         They are marked as sent. None when there are none. A chunk larger than a part is one.
+
+        Args:
+            n_epoch: Only of this epoch, or "all".
+            after: Only chunks with larger numbers than this.
 
         Raises:
             StoreError: They cannot be read, or have changed on disk.
         """
         while True:
-            found, runs, known, store = self._oldest(n_epoch)
+            found, runs, known, store = self._oldest(n_epoch, after)
             if not found:
                 return None
             bodies = {chunk.id: self._source.checked(chunk) for chunk in found}
@@ -156,7 +162,7 @@ class Outbox:
             )
 
     def _oldest(
-        self, n_epoch: EpochChoice
+        self, n_epoch: EpochChoice, after: int
     ) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], dict[int, str | None], str]":
         """Return the chunks of the next part.
 
@@ -168,7 +174,7 @@ class Outbox:
         query = select(ChunkRow.id, ChunkRow.nbytes, text.label("text")).join(
             LayoutRow, col(LayoutRow.id) == ChunkRow.layout_id
         )
-        sizes = self._unsaved(query, n_epoch)
+        sizes = self._unsaved(query, n_epoch).where(col(ChunkRow.id) > after)
         with self._source.catalogue.reading() as session:
             numbers: list[int] = []
             size = header = 0
