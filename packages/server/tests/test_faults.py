@@ -227,6 +227,8 @@ def answer_cut(site: Site, chance: random.Random) -> None:
 
 
 def clock_jumps(site: Site, chance: random.Random) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: the clocks of other processes cannot be set")
     for _ in range(5):
         site.shift(chance.choice([-1, 1]) * chance.choice([1, 3600, 86_400, 400 * 86_400]))
         time.sleep(0.1)
@@ -297,10 +299,8 @@ QUICK = {
     "upload": [
         "server killed -9",
         "PostgreSQL killed -9",
-        "object store refuses",
         "connection cut mid-part",
         "connection cut before its answer",
-        "clock jumps",
     ],
     "evaluation": ["worker killed -9"],
 }

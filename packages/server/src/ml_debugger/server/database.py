@@ -22,7 +22,13 @@ from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
 from ml_debugger.core.store import schema
-from ml_debugger.core.store.catalogue import WRITE, Catalogue, sqlite_engine, use_wal
+from ml_debugger.core.store.catalogue import (
+    WRITE,
+    Catalogue,
+    locked,
+    sqlite_engine,
+    use_wal,
+)
 
 POOL = 20  # connections that one process keeps; twice as many at most
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -69,7 +75,7 @@ class Database:
         else:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.engine = sqlite_engine(folder / "service.db")
-            with explained():
+            with explained(), locked(folder / "service.lock"):  # the switch does not wait itself
                 use_wal(self.engine)
 
     @contextmanager

@@ -62,7 +62,7 @@ class SqliteCatalogue:
         self._engine = sqlite_engine(path)
         self._finalize = weakref.finalize(self, self._engine.dispose)
         try:
-            with _explained(path), _alone(path.with_suffix(".lock")):
+            with _explained(path), locked(path.with_suffix(".lock")):
                 self._prepare()
         except BaseException:
             self._finalize()
@@ -147,7 +147,7 @@ def use_wal(engine: Engine) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     """Let one process at a time create or migrate; a crash gives the lock back."""
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
