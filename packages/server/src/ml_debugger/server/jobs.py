@@ -6,30 +6,34 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.server.credentials import new_id
 from ml_debugger.server.database import Database
+from ml_debugger.server.problems import Problem
 from ml_debugger.server.tables import JobRow
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN = ("queued", "running")
+FULL_SECONDS = 30  # after which a full queue may be asked again
 MOST_ATTEMPTS = 5  # a job that takes its worker down as often will do so again
 
 
 class Queue:
-    """Jobs in the order in which they were asked for; safe for several processes.
+    """Jobs, those of a project in the order in which they were asked for; for several processes.
 
     No clock decides anything: a worker's `beat` is a counter, and who watches it uses a clock of
     its own that only ever runs forward.
     """
 
-    def __init__(self, database: Database) -> None:
-        """Use the service's tables."""
+    def __init__(self, database: Database, most: int) -> None:
+        """Use the service's tables; a project may have so many jobs that are not done."""
         self._database = database
+        self._most = most
 
     def submit(
         self,
@@ -47,7 +51,14 @@ class Queue:
 
         Raises:
             InputError: One that is not done yet makes a result of this name.
+            Problem: 429; the project has too many that are not done.
         """
+        if len(self.waiting(project_id)) >= self._most:
+            raise Problem(
+                429,
+                f"the project has {self._most} jobs that are not done; wait, or cancel some",
+                retry_after=FULL_SECONDS,
+            )
         row = JobRow(
             id=job_id or new_id(),
             project_id=project_id,
@@ -125,12 +136,23 @@ class Queue:
             )
 
     def take(self, worker: str) -> JobRow | None:
-        """Give a worker the job that has waited longest; None if none waits."""
+        """Give a worker a job; None if none waits.
+
+        It is the oldest of the project whose last job began longest ago, so that nobody's queue
+        keeps the others waiting.
+        """
+        other = aliased(JobRow)
+        served = (
+            select(func.max(other.started_at))
+            .where(other.project_id == JobRow.project_id)
+            .correlate(JobRow)
+            .scalar_subquery()
+        )
         with self._database.writing() as session:
             row = session.exec(
                 select(JobRow)
                 .where(JobRow.state == "queued")
-                .order_by(col(JobRow.created_at), col(JobRow.id))
+                .order_by(func.coalesce(served, 0), col(JobRow.created_at), col(JobRow.id))
                 .limit(1)
                 .with_for_update(skip_locked=True)
             ).first()

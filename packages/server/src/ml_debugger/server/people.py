@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from sqlalchemy import delete
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from ml_debugger.core.errors import InputError
@@ -55,17 +56,23 @@ class FirstLogin(NamedTuple):
 
 
 def first_login(service: Service, email: str = "admin@localhost") -> FirstLogin | None:
-    """Make an organisation, a project, an operator and a key, in a service that has no one yet."""
-    with service.database.writing() as session:
-        if session.exec(select(UserRow.id).limit(1)).first() is not None:
-            return None
-        organization = OrganizationRow(id=new_id(), name="default", created_at=time.time_ns())
-        session.add(organization)
-        session.flush()
-        user, password = add_member(
-            session, service, organization.id, email, "", Role.ADMIN, operator=True
-        )
-        user_id, organization_id = user.id, organization.id
+    """Make an organisation, a project, an operator and a key, in a service that has no one yet.
+
+    Of several processes that start at once, one does.
+    """
+    try:
+        with service.database.writing() as session:
+            if session.exec(select(UserRow.id).limit(1)).first() is not None:
+                return None
+            organization = OrganizationRow(id=new_id(), name="default", created_at=time.time_ns())
+            session.add(organization)
+            session.flush()
+            user, password = add_member(
+                session, service, organization.id, email, "", Role.ADMIN, operator=True
+            )
+            user_id, organization_id = user.id, organization.id
+    except IntegrityError:  # another process was faster
+        return None
     project = service.projects.make(organization_id, "default")
     _, shown = make_key(service, project.id, user_id, "first key", Role.MEMBER, None)
     return FirstLogin(email, password or "", shown)

@@ -19,6 +19,7 @@ from ml_debugger.server.settings import Settings
 
 GRACE = 30  # seconds that requests under way are given when the service stops
 LOOK = 1.0
+LONGEST_PAUSE = 60.0
 
 log = logging.getLogger("ml_debugger.server")
 
@@ -93,8 +94,12 @@ def _keep_workers(settings: Settings, count: int, stop: threading.Event) -> None
     """Keep as many workers alive as were asked for."""
     context = multiprocessing.get_context("spawn")
     running: list[tuple[Any, Connection]] = []
-    while not stop.wait(LOOK):
-        running = [one for one in running if one[0].is_alive()]
+    pause = LOOK
+    while not stop.wait(pause):
+        alive = [one for one in running if one[0].is_alive()]
+        # one that cannot start is not started over and over
+        pause = min(2 * pause, LONGEST_PAUSE) if len(alive) < len(running) else LOOK
+        running = alive
         while len(running) < count:
             mine, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(settings, theirs))

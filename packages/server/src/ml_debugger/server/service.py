@@ -39,7 +39,7 @@ class Service:
             raise
         self.projects = Projects(settings, self.database)
         self.credentials = Credentials(settings.key)
-        self.queue = Queue(self.database)
+        self.queue = Queue(self.database, settings.max_open_jobs)
 
     def close(self) -> None:
         """Close everything; idempotent."""

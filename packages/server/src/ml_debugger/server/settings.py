@@ -42,6 +42,7 @@ class Settings(BaseSettings):
             no such proxy.
         trusted_proxies: From where that header, and `X-Forwarded-For`, are believed.
         metrics_token: What Prometheus has to present as a bearer token; None: operators only.
+        max_open_jobs: How many jobs of a project may wait or run at a time.
         lease_seconds: How long a worker may be silent before its job is given to another.
     """
 
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     user_header: str | None = None
     trusted_proxies: list[IPv4Network | IPv6Network] = []
     metrics_token: SecretStr | None = Field(default=None, min_length=16)
+    max_open_jobs: int = Field(default=100, ge=1)
     lease_seconds: float = Field(default=30, gt=0)
 
     @cached_property
