@@ -235,7 +235,7 @@ class _Work:
             warnings.warn(
                 f"not everything recorded of {self._repository.version} has reached the service: "
                 f"{self._failure}. The next tracer of this version with auto_sync sends the rest, "
-                "and so do upload() and wait_for_save()",
+                "and so do upload(), wait_for_save() and `ml-debugger upload`",
                 stacklevel=2,
             )
 
