@@ -1,5 +1,6 @@
 """A real SDK and a real service, over loopback: what gets there, when, and what is told."""
 
+import gc
 import json
 import math
 import socket
@@ -842,3 +843,108 @@ def test_a_team_s_service_does_the_same(team, home, one_thread):
     assert team.same(home, "v1") == 1000
     there = Evaluator("net", "v1", home=home, **team.client).request_evaluation()
     same_result(Evaluator("net", "v1", home=home).request_evaluation(), there)
+
+
+def test_another_architecture_takes_the_place_of_what_was_withdrawn(site, home):
+    """`force_table_recreate` is what the refusal advises, and it helps."""
+    version = site.version()
+    name = f"net of {version}"
+    first, wider = model(), torch.nn.Linear(16, 4)
+    with ClassificationTracer(first, name, version, home=home, **site.client) as one:
+        record(one, range(2))
+        one.wait_for_save(interval=0.05)
+    with ClassificationTracer(
+        wider.eval(), name, version, home=home, force_table_recreate=True, **site.client
+    ) as one:
+        record(one, [5])
+        one.wait_for_save(interval=0.05)
+    there = project_store(site.inside).open(ModelVersion(name, version))
+    assert there.records().inputs == 32
+
+
+def test_what_others_declare_meanwhile_is_declared_there(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as one:
+        record(one, [0])
+        one.wait_for_save(interval=0.05)
+        fields = [{"name": "city", "type": "str"}]
+        with tracer(home, version, additional_fields=fields) as other, torch.no_grad():
+            values = torch.randn(8, 16)
+            other(values, torch.zeros(8).long(), range(8), "val", 0, city=["here"] * 8)
+        one.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 40
+
+
+def test_a_withdrawal_that_could_not_be_sent_is_said(site, home):
+    version = site.version()
+    with tracer(home, version, auto_sync=True, **site.client) as one:
+        record(one, range(2))
+        one.wait_for_save(interval=0.05)
+        site.wire.refuse()
+        one.drop_epoch_data(0)
+        with pytest.warns(UserWarning, match="not everything recorded"):
+            one.close()
+    site.wire.restore()
+    with tracer(home, version, **site.client) as one:
+        one.wait_for_save(interval=0.05)
+    assert site.count(version) == 0
+
+
+def test_who_waits_does_not_wait_for_what_others_record_later(site, home):
+    version = site.version()
+    with tracer(home, version, **site.client) as one, tracer(home, version) as other:
+        record(one, range(3))
+        stop = threading.Event()
+
+        def go_on():
+            for number in range(10, 10_000):
+                if stop.is_set():
+                    return
+                record(other, [number])
+
+        thread = threading.Thread(target=go_on)
+        thread.start()
+        try:
+            one.wait_for_save(interval=0.05)
+        finally:
+            stop.set()
+            thread.join()
+        assert site.count(version) >= 96
+
+
+def test_a_tracer_that_is_garbage_is_not_waited_for(site, home):
+    version = site.version()
+    one = tracer(home, version, auto_sync=True, **site.client)
+    site.wire.delay(math.inf)
+    record(one, range(3))
+    before = threading.enumerate()
+    del one
+    gc.collect()
+    sending = [one for one in before if one.name == "ml-debugger-uploader"]
+    assert any(one.is_alive() for one in sending)  # its request hangs, and nobody has waited
+    site.wire.restore()
+    with tracer(home, version, **site.client) as one:
+        one.wait_for_save(interval=0.05)
+    assert site.same(home, version) == 96
+
+
+def test_a_refusal_is_not_asked_for_over_and_over(site, home):
+    """Each flush would send the same part again, only to be refused again."""
+    version = site.version()
+    key = {**site.client, "api_key": "mldbg_0123456789abcdef_" + "x" * 43}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        one = tracer(home, version, auto_sync=True, **key)
+        record(one, [0])
+        until(lambda: one._recording._uploader._work._rests_until, "a refusal")
+        one._recording._uploader._work._rests_until = math.inf
+        asked = site.server.log.count('"route"')
+        record(one, range(1, 30))
+        assert site.server.log.count('"route"') == asked
+        with pytest.raises(SyncError, match="wrong, revoked or expired"):
+            one.wait_for_save(interval=0.05)  # who asks is not put off
+        assert site.server.log.count('"route"') > asked
+        one.close()
+    said = [str(one.message) for one in told]
+    assert "recording goes on" in said[0]
+    assert "not everything recorded" in said[-1]

@@ -10,8 +10,8 @@ from ml_debugger.core import distributed, store, sync
 from ml_debugger.core.records import Batch, ModelVersion, Settings
 from ml_debugger.core.service import ServiceClient
 from ml_debugger.core.store import Purpose, Scope
-from ml_debugger.core.sync import EpochChoice, Uploader
-from ml_debugger.core.writer import BatchWriter
+from ml_debugger.core.sync import PART_BYTES, EpochChoice, Uploader
+from ml_debugger.core.writer import FLUSH_BYTES, BatchWriter
 
 
 class Recording:
@@ -105,7 +105,7 @@ class Recording:
         self._begin(recreate=True)
 
     def delete_epoch(self, n_epoch: int) -> dict[str, int]:
-        """Delete an epoch's records, here and at the service; count the units by table.
+        """Delete an epoch's records, here and, with what is sent next, at the service; count units.
 
         Raises:
             StoreError: Something cannot be written here.
@@ -179,6 +179,7 @@ class Recording:
         # made after the uploader: at the interpreter's exit it is flushed before that ends
         self._writer = BatchWriter(
             write,
+            flush_bytes=FLUSH_BYTES if uploader is None else PART_BYTES,
             home=self._store.home,
             version=self.version,
         )

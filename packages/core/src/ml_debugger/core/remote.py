@@ -30,7 +30,7 @@ from ml_debugger.core.service import (
 )
 from ml_debugger.core.store import ResultInfo, Store
 from ml_debugger.core.store.home import folder_name, sweep
-from ml_debugger.core.sync import PATIENCE, alone, send
+from ml_debugger.core.sync import PATIENCE, Uploader, alone
 
 LOOK = 1.0
 
@@ -44,8 +44,11 @@ def send_rest(client: ServiceClient, home: Path, version: ModelVersion) -> None:
     """
     with Store(home) as store:
         if any(one.version == version for one in store.versions()):
-            repository = store.open(version)
-            patiently(lambda: send(repository, client), PATIENCE)
+            uploader = Uploader(store.open(version), client, store.home, auto=False)
+            try:
+                uploader.wait("all", LOOK)
+            finally:
+                uploader.close()
 
 
 def evaluate(
@@ -156,16 +159,18 @@ def open_result(client: ServiceClient | None, home: Path, name: str) -> Result:
         ResultNotFoundError: There is none; similar names are listed.
         UnavailableError: The service cannot be reached, and there is no copy.
     """
-    missing = None
+    missing: ResultNotFoundError | UnavailableError | None = None
     if client is not None:
         try:
             return fetch(client, home, name)
-        except ResultNotFoundError as error:
+        except (ResultNotFoundError, UnavailableError) as error:
             missing = error
     with Store(home) as store:
         try:
             store.result(name)  # says which results there are, if not this one
         except ResultNotFoundError as error:
+            if isinstance(missing, UnavailableError):
+                raise missing from None
             said = str(error) if missing is None else f"{missing}, and here: {error}"
             raise ResultNotFoundError(said) from None
         return Result.load(store.result_folder(name))

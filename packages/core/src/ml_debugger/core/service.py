@@ -28,6 +28,7 @@ ANSWER_SECONDS = 120.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 PATIENCE = 30.0
+PASSING = (408, 425, 429)  # what these say may be otherwise a moment later
 BLOCK = 1 << 20
 PART_TYPE = "application/vnd.ml-debugger.part+zstd"
 LONGEST_REQUEST = 3600.0  # to be left alone for longer is not believed
@@ -139,9 +140,10 @@ class ServiceClient:
         except ValueError:
             known = False
         if not known:
+            shown = "an API key" if "mldbg_" in endpoint else repr(endpoint.rpartition("@")[2])
             raise InputError(
                 "api_endpoint must be an address such as https://ml-debugger.example.org, got "
-                f"{endpoint.rpartition('@')[2]!r}"
+                + shown
             )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise InputError("api_endpoint must be a plain address; the key belongs in api_key")
@@ -345,8 +347,9 @@ class ServiceClient:
             told = answer.json()
             detail, kind = str(told["detail"]), str(told["kind"])
         except (ValueError, KeyError, TypeError):
-            detail, kind = f"status {status}", ""
-        if status == 429 or status >= 500:
+            kind = ""
+            detail = f"status {status}; is this the address of an ml-debugger service?"
+        if status in PASSING or status >= 500 or (status == 409 and kind == "Problem"):
             pause = answer.headers.get("Retry-After", "")
             return UnavailableError(
                 f"{self.endpoint} cannot do this just now: {detail}",

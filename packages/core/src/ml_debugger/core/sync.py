@@ -4,6 +4,7 @@ One process at a time sends what a store holds of a version, whoever recorded it
 that was killed has left, the next one sends. Nothing waits for the service but who asks to.
 """
 
+import atexit
 import fcntl
 import hashlib
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ml_debugger.core.errors import EndpointError, InputError, MLDebuggerError, SyncError
 from ml_debugger.core.progress import progress
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 EpochChoice = int | Literal["all"] | None
 
+PART_BYTES = 8 << 20  # of a part, unless a single batch is larger
 PATIENCE = 300.0  # seconds without anything getting through, after which who waits is told
 LOOK = 0.25  # seconds between looks whether another process is done sending
 COMPRESSION = 1  # most of a part is float noise, which a higher level takes long over for little
@@ -104,13 +106,15 @@ class Uploader:
         """
         self.auto = auto
         self._work = _Work(repository, client, home)
-        self._finalize = weakref.finalize(self, _Work.finish, self._work, drain=auto)
+        # Who is garbage is not waited for; at the interpreter's exit, and closed, it is alive.
+        alive = weakref.ref(self)
+        self._finalize = weakref.finalize(self, _Work.end, self._work, alive, drain=auto)
         self.recorded()  # what an earlier process has left
 
     def recorded(self) -> None:
         """Take note that something new is durable, or gone."""
         if self.auto:
-            self._work.start("all")
+            self._work.start("all", unasked=True)
 
     def start(self, n_epoch: EpochChoice = "all", *, again: bool = False) -> None:
         """Begin to send an epoch, or everything, and return.
@@ -135,8 +139,9 @@ class Uploader:
             LicenseError: A quota is exhausted.
         """
         self._work.check_open()
+        last = None if again else self._work.last()  # others may go on recording
         self._work.start(n_epoch, again=again)
-        self._work.wait(n_epoch, interval)
+        self._work.wait(n_epoch, interval, last)
 
     def close(self) -> None:
         """Send what can be sent now if that was to happen unasked, and end; idempotent."""
@@ -164,12 +169,16 @@ class _Work:
         self._draining = False  # whether all is to be sent before the end
         self._failure: MLDebuggerError | None = None  # why the last attempt got nowhere
         self._last_good = time.monotonic()
+        self._rests_until = 0.0  # after a refusal, for what nobody asked for,
+        self._rest = FIRST_PAUSE  # and longer after each
         self._warned = False
 
-    def start(self, n_epoch: EpochChoice, *, again: bool = False) -> None:
+    def start(self, n_epoch: EpochChoice, *, again: bool = False, unasked: bool = False) -> None:
         with self._changed:
             if self._closing or os.getpid() != self._pid:
                 return
+            if unasked and time.monotonic() < self._rests_until:
+                return  # it would only be refused again
             self._asked[n_epoch] = self._asked.get(n_epoch, False) or again
             if not isinstance(self._failure, UnavailableError):
                 self._failure = None  # whoever asks again may have mended it
@@ -190,7 +199,10 @@ class _Work:
                 "another tracer"
             )
 
-    def wait(self, n_epoch: EpochChoice, interval: float) -> None:
+    def last(self) -> int:
+        return self._repository.outbox("").last()
+
+    def wait(self, n_epoch: EpochChoice, interval: float, last: int | None) -> None:
         total = 0
         with progress(1.0, f"saving {self._repository.version}") as advance:
             said = 0.0
@@ -202,8 +214,9 @@ class _Work:
                     failure, idle = self._failure, not self._asked and not self._busy
                 if failure is not None and not isinstance(failure, UnavailableError):
                     raise failure
-                left = self._left(n_epoch)
-                if left is not None and not left.chunks and idle:
+                left = self._left(n_epoch, last)
+                done = left is not None and not left.chunks and not self._withdrawn()
+                if done and (idle or last is not None):
                     return
                 silent = time.monotonic() - self._last_good
                 if failure is not None and silent > PATIENCE:
@@ -217,6 +230,16 @@ class _Work:
                     self.check_open()  # another thread may have closed it
                     self.start(n_epoch)
 
+    def end(self, uploader: "weakref.ref[Uploader]", *, drain: bool) -> None:
+        """Finish; of an uploader that is garbage, not before the interpreter ends."""
+        if uploader() is not None or not drain or self._thread is None:
+            self.finish(drain=drain)
+            return
+        with self._changed:
+            self._closing = self._draining = True
+            self._changed.notify_all()
+        _leaving.add(self)
+
     def finish(self, *, drain: bool) -> None:
         """End the thread; before, let it send what gets through, if asked to."""
         if os.getpid() != self._pid:
@@ -226,6 +249,8 @@ class _Work:
             self._closing, self._draining = True, drain
             if not drain:
                 self._asked.clear()
+            elif self._rests_until:
+                self._asked.setdefault("all", False)  # what was refused may be taken by now
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -239,16 +264,21 @@ class _Work:
                 stacklevel=2,
             )
 
-    def _left(self, n_epoch: EpochChoice) -> "Pending | None":
+    def _left(self, n_epoch: EpochChoice, last: int | None) -> "Pending | None":
         """Return what is left to send; None while nobody knows where it goes."""
         if not self._client.met:
             return None
-        return self._repository.outbox(self._client.project).pending(n_epoch)
+        return self._repository.outbox(self._client.project).pending(n_epoch, last=last)
 
     def _is_left(self) -> bool:
         nobody = ""  # who was sent nothing, as long as we do not know to whom it goes
         service = self._client.project if self._client.met else nobody
-        return self._repository.outbox(service).pending().chunks > 0
+        outbox = self._repository.outbox(service)
+        return outbox.pending().chunks > 0 or bool(outbox.withdrawals(1))
+
+    def _withdrawn(self) -> bool:
+        """Tell whether the service is still to forget something."""
+        return bool(self._repository.outbox(self._client.project).withdrawals(1))
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -256,6 +286,8 @@ class _Work:
             with self._changed:
                 if not self._asked:
                     self._thread = None
+                    if self._failure is None:
+                        _leaving.discard(self)
                     self._changed.notify_all()
                     return
                 asked, self._asked = self._asked, {}
@@ -278,6 +310,10 @@ class _Work:
                 self._failure = failure
                 if failure is None:
                     self._last_good = time.monotonic()
+                    self._rests_until, self._rest = 0.0, FIRST_PAUSE
+                elif not isinstance(failure, UnavailableError):
+                    self._rests_until = time.monotonic() + self._rest
+                    self._rest = min(2 * self._rest, LONGEST_PAUSE)
                 if begun != self._last_good:
                     pause = FIRST_PAUSE
                 if failure is not None and self._closing:
@@ -314,6 +350,16 @@ class _Work:
                 )
 
 
+#: What still sends for uploaders that are garbage.
+_leaving: set[_Work] = set()
+
+
+@atexit.register
+def _wait_for_those_leaving() -> None:
+    while _leaving:
+        _leaving.pop().finish(drain=True)
+
+
 def send(
     repository: "LocalRepository",
     client: ServiceClient,
@@ -339,23 +385,21 @@ def send(
         StoreError: The records cannot be read.
     """
     outbox = repository.outbox(client.project)
-    version: int | None = None
+    registered: tuple[dict[str, Any], int] | None = None
 
     def there() -> int:
-        nonlocal version
-        if version is None:
-            version = client.register(
-                repository.version,
-                task=repository.task,
-                architecture=repository.architecture,
-                layers=repository.layers,
-                fields=repository.fields,
-                label_fields=repository.label_fields,
-            )
-        return version
+        """Return the version's number there, where it is declared as it is here by now."""
+        nonlocal registered
+        declared = repository.declared()
+        if registered is None or registered[0] != declared:
+            registered = (declared, client.register(repository.version, **declared))
+        return registered[1]
 
     while origins := outbox.withdrawals():
-        client.withdraw(there(), origins)
+        # before anything is declared, which what is withdrawn may stand in the way of
+        version = client.version(repository.version)
+        if version is not None:
+            client.withdraw(version, origins)
         outbox.withdrawn(origins)
 
     def prepare(after: int) -> tuple[str, bytes, list[int]] | None:

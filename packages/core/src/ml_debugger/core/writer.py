@@ -16,6 +16,7 @@ from ml_debugger.core.records import Batch, ModelVersion
 Write = Callable[[Sequence[Batch]], None]
 
 FIRST_RETRY = 0.5
+FLUSH_BYTES = 32 << 20
 LONGEST_RETRY = 30.0
 
 _writers: "weakref.WeakSet[BatchWriter]" = weakref.WeakSet()
@@ -36,7 +37,7 @@ class BatchWriter:
         *,
         max_bytes: int = 256 << 20,
         flush_rows: int = 4096,
-        flush_bytes: int = 32 << 20,
+        flush_bytes: int = FLUSH_BYTES,
         flush_seconds: float = 2.0,
         patience: float = 60.0,
         home: str | PathLike[str] | None = None,

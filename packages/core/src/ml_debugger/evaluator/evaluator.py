@@ -108,9 +108,17 @@ class Evaluator:
         version = ModelVersion(self.model_name, self.version_name)
 
         client = self.service_client
+        request: dict[str, Any] = {}
         if client is not None:
-            EvaluationOptions.read(options)
-            resolve_epoch(n_epoch, LastEpoch(None))  # which epoch is the latest, the service knows
+            chosen = EvaluationOptions.read(options)
+            # which epoch is the latest, the service knows
+            epoch = n_epoch if n_epoch == "latest" else resolve_epoch(n_epoch, LastEpoch(None))
+            request = {
+                "method_name": as_name(method_name, "method_name"),
+                "result_name": None if result_name is None else as_name(result_name, "result_name"),
+                "n_epoch": epoch,
+                "options": chosen.model_dump(mode="json", exclude_unset=True),
+            }
 
         def prepare() -> None:
             flush_all(self.home, version)
@@ -119,17 +127,7 @@ class Evaluator:
 
         def act() -> "Result":
             if client is not None:
-                return remote.evaluate(
-                    client,
-                    self.home,
-                    version,
-                    {
-                        "method_name": method_name,
-                        "result_name": result_name,
-                        "n_epoch": n_epoch,
-                        "options": dict(options or {}),
-                    },
-                )
+                return remote.evaluate(client, self.home, version, request)
             with self._store() as store:
                 return evaluate(
                     store,

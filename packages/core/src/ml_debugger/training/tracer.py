@@ -131,6 +131,9 @@ class TrainingTracer(Tracer):
     def drop_epoch_data(self, n_epoch: int) -> dict[str, int]:
         """Delete this version's records of one epoch.
 
+        A service is told to forget those of them that it was sent from here: at once with
+        `auto_sync`, otherwise with what is sent next.
+
         Args:
             n_epoch: The epoch. Only an int: None must not be taken for "everything".
 
@@ -148,6 +151,8 @@ class TrainingTracer(Tracer):
 
     def drop_version_data(self) -> None:
         """Drop all records of this model version; tracing can go on into an empty one.
+
+        A service is told as by `drop_epoch_data`.
 
         What waits to be written is forgotten first, so that nothing recorded before can reappear
         after.

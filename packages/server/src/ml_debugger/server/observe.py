@@ -140,6 +140,7 @@ def log_as_json(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     logging.getLogger("ml_debugger").setLevel(level)
     logging.getLogger("uvicorn.error").setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

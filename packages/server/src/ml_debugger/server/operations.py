@@ -61,7 +61,7 @@ def metrics(request: Request, service: TheService) -> Response:
     token = service.settings.metrics_token
     shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
     limiter: Limiter = request.app.state.key_limiter
-    limiter.check("key", address(request))
+    limiter.check("key", address(request))  # the token is a person's choice, and may be guessed
     if token is None or not hmac.compare_digest(shown.encode(), token.get_secret_value().encode()):
         operator(person(principal(request, service)))
     found: Metrics = request.app.state.metrics

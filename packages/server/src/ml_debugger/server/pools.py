@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from datetime import datetime
 from typing import Any
 
 from typing_extensions import override
@@ -13,7 +14,8 @@ from ml_debugger.core.store import Records, ResultInfo
 
 MOST_INPUTS = 5_000_000  # of all pools together; an input takes some 50 bytes, and its text
 
-Key = tuple[int, tuple[int, ...]]
+#: A result, which may have taken the place of another of its name, and some chunks.
+Key = tuple[str, datetime, tuple[int, ...]]
 
 
 class ReadPool(StoredPool):
@@ -47,7 +49,7 @@ class Pools:
 
     def get(self, info: ResultInfo, records: Records) -> ReadPool | None:
         """Return the pool of just these records, judged by this result, if it is here."""
-        key = (info.number, records.chunks)
+        key = _key(info, records)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -57,10 +59,14 @@ class Pools:
     def keep(self, info: ResultInfo, pool: ReadPool) -> ReadPool:
         """Keep a pool, and let go of those that were asked about longest ago."""
         with self._lock:
-            self._kept[info.number, pool.records.chunks] = pool
+            self._kept[_key(info, pool.records)] = pool
             while (
                 len(self._kept) > 1
                 and sum(one.records.inputs for one in self._kept.values()) > MOST_INPUTS
             ):
                 self._kept.popitem(last=False)
         return pool
+
+
+def _key(info: ResultInfo, records: Records) -> Key:
+    return info.name, info.completed_at, records.chunks

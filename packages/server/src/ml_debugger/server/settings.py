@@ -10,7 +10,10 @@ from typing import Any
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ml_debugger.core.errors import StoreError
 from ml_debugger.core.settings import resolve_home
+
+SHORTEST_SECRET = 32
 
 
 def _default_data() -> Path:
@@ -55,7 +58,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8787, ge=0, lt=65536)
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
-    secret: SecretStr | None = Field(default=None, min_length=32)
+    secret: SecretStr | None = Field(default=None, min_length=SHORTEST_SECRET)
     max_part_bytes: int = Field(default=512 << 20, ge=1 << 20, lt=1 << 31)
     max_body_bytes: int = Field(default=4 << 20, ge=1 << 10)
     cache_bytes: int = Field(default=20 << 30, ge=0)
@@ -79,11 +82,20 @@ class Settings(BaseSettings):
         draft = path.with_name(f".secret.{os.getpid()}")
         if not path.exists():
             draft.touch(mode=0o600)
-            draft.write_text(secrets.token_urlsafe(48))
+            with draft.open("w") as file:
+                file.write(secrets.token_urlsafe(48))
+                file.flush()
+                os.fsync(file.fileno())
             try:
                 os.link(draft, path)  # whoever is first decides
             except FileExistsError:
                 pass
             finally:
                 draft.unlink()
-        return path.read_text().encode()
+        found = path.read_text().encode()
+        if len(found) < SHORTEST_SECRET:
+            raise StoreError(
+                f"{path} is damaged; restore it from a backup, or delete it: all keys and logins "
+                "are void then"
+            )
+        return found

@@ -23,6 +23,7 @@ from ml_debugger.core.evaluation.scoring import score_missing
 from ml_debugger.core.progress import listening
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.server.jobs import State, Watch
+from ml_debugger.server.observe import log_as_json
 from ml_debugger.server.picking import scope_of
 from ml_debugger.server.projects import ProjectStore
 from ml_debugger.server.retention import tidy
@@ -58,10 +59,10 @@ class Worker:
             try:
                 for one in self._watch.look():
                     log.warning("job abandoned", extra={"job": one.id, "worker": one.worker})
-                job = self._queue.take(self._name)
                 if time.monotonic() - tidied > TIDY_EVERY:
                     tidied = time.monotonic()
                     tidy(self._service)
+                job = self._queue.take(self._name)
             except StoreError as error:
                 log.warning("cannot look for jobs", extra={"cause": str(error)})
                 stop.wait(POLL * 4)
@@ -146,6 +147,7 @@ class Worker:
 
 def _child(settings: Settings, job: dict[str, Any], connection: Connection) -> None:
     """Do one job, and say how it went."""
+    log_as_json()
     threading.Thread(target=_die_with_parent, args=(connection,), daemon=True).start()
     lock = threading.Lock()
 

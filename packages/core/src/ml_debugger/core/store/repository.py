@@ -39,6 +39,7 @@ from ml_debugger.core.store.tables import (
     LayoutRow,
     RunRow,
     SegmentRow,
+    VersionRow,
 )
 
 CHUNK_BYTES = 64 << 20
@@ -217,6 +218,18 @@ class LocalRepository(Repository):
                 session.execute(insert(ForgottenRow), [{"origin": one} for one in new])
         self._live.clear()
         return found
+
+    def declared(self) -> dict[str, Any]:
+        """Return what `Store.register` was told of the version, by whatever process, until now."""
+        with self._catalogue.reading() as session:
+            row = session.get_one(VersionRow, self.number)
+            return {
+                "task": row.task,
+                "architecture": list(self.architecture),
+                "layers": json.loads(row.layers),
+                "fields": json.loads(row.fields),
+                "label_fields": json.loads(row.label_fields),
+            }
 
     def outbox(self, service: str) -> Outbox:
         """Return what is to be sent to a service, which is called by any text that is its own."""

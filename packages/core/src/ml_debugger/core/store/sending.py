@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ml_debugger.core.records import ModelVersion
     from ml_debugger.core.store.chunks import Chunk, ChunkSource
 
-PART_BYTES = 8 << 20
+PART_BYTES = 8 << 20  # unless a single chunk is larger
 PART_CHUNKS = 256
 AT_ONCE = 500  # SQLite takes a limited number of values in one statement
 
@@ -80,15 +80,29 @@ class Outbox:
         self._version = version
         self._service = service
 
-    def pending(self, n_epoch: EpochChoice = "all") -> Pending:
-        """Return how much of an epoch, or of all, the service has not saved yet."""
+    def last(self) -> int:
+        """Return the number of the chunk written last; 0 where there is none."""
+        query = select(func.max(ChunkRow.id)).where(*self._scope("all"))
+        with self._source.catalogue.reading() as session:
+            return session.execute(query).scalar() or 0
+
+    def pending(self, n_epoch: EpochChoice = "all", *, last: int | None = None) -> Pending:
+        """Return how much of an epoch, or of all, the service has not saved yet.
+
+        Args:
+            n_epoch: Only of this epoch, or "all".
+            last: Only chunks up to this number, if given.
+        """
         counts = select(
             func.count(col(ChunkRow.id)),
             func.coalesce(func.sum(ChunkRow.inputs), 0),
             func.coalesce(func.sum(ChunkRow.nbytes), 0),
         )
+        query = self._unsaved(counts, n_epoch)
+        if last is not None:
+            query = query.where(col(ChunkRow.id) <= last)
         with self._source.catalogue.reading() as session:
-            row = session.execute(self._unsaved(counts, n_epoch)).one()
+            row = session.execute(query).one()
         return Pending(*map(int, row))
 
     def next_part(

@@ -1,10 +1,11 @@
 """Model versions: what is recorded of them, and deleting it."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from ml_debugger.core.errors import TaskNotInstalledError
+from ml_debugger.core.errors import ArchitectureMismatchError, InputError, TaskNotInstalledError
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import VersionInfo
 from ml_debugger.core.task import task_named
@@ -52,7 +53,8 @@ def register_version(given: VersionIn, project: AsMember, service: TheService) -
     if not project.store.has_model(given.model_name):
         check_quota(service, project.row.organization_id, models=1)
     version = ModelVersion(given.model_name, given.version_name)
-    project.store.register(
+    declare = partial(
+        project.store.register,
         version,
         task=given.task,
         architecture=given.architecture,
@@ -60,6 +62,12 @@ def register_version(given: VersionIn, project: AsMember, service: TheService) -
         fields=[one.model_dump() for one in given.fields],
         label_fields=[one.model_dump() for one in given.label_fields],
     )
+    try:
+        declare()
+    except (ArchitectureMismatchError, InputError):
+        if any(one.version == version and one.records for one in project.store.versions()):
+            raise
+        declare(recreate=True)  # what was recorded under the earlier declaration was withdrawn
     return next(_out(one) for one in project.store.versions() if one.version == version)
 
 
