@@ -19,6 +19,7 @@ import torch
 from pydantic import SecretStr
 from sqlmodel import select
 
+from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import Store
 from ml_debugger.core.store.tables import ChunkRow, RunRow
@@ -166,6 +167,31 @@ def program(name: str, **arguments: Any) -> "subprocess.Popen[str]":
         text=True,
         env=environment(),
     )
+
+
+EVALUATE = """
+import sys
+from ml_debugger.evaluator import Evaluator
+home, model_name, version_name, result_name = sys.argv[1:]
+made = Evaluator(model_name, version_name, home=home).request_evaluation(result_name=result_name)
+print(made.folder)
+"""
+
+
+def evaluated_here(home: Path, version: ModelVersion, name: str) -> Result:
+    """Evaluate without a service, in a process like a worker's.
+
+    What tests before have loaded into this one may round otherwise, in the last bits.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATE, str(home), *version, name],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Result.load(done.stdout.splitlines()[-1])
 
 
 def model() -> torch.nn.Module:

@@ -39,6 +39,7 @@ from .serving import (
     Worker,
     chunks,
     content,
+    evaluated_here,
     inputs_in,
     program,
     project_store,
@@ -408,7 +409,7 @@ class Uploaded:
             record(made, range(20), inputs=200)
             made.wait_for_save(interval=0.05)
         self.version = home.name
-        here = Evaluator("net", self.version, home=home).request_evaluation()
+        here = evaluated_here(home, ModelVersion("net", self.version), "undisturbed")
         self.units = (here.folder / "units.parquet").read_bytes()
         self.model = (here.folder / "model.safetensors").read_bytes()
 

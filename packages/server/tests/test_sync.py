@@ -42,6 +42,7 @@ from .serving import (
     Worker,
     chunks,
     content,
+    evaluated_here,
     inputs_in,
     model,
     program,
@@ -702,18 +703,9 @@ def same_result(here, there):
     assert ours == theirs
 
 
-@pytest.fixture
-def one_thread():
-    """Sum in the order in which the worker does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_the_service_evaluates_to_the_same_bits(evaluated, one_thread):
+def test_the_service_evaluates_to_the_same_bits(evaluated):
     home, version, there = evaluated
-    here = Evaluator("net", version, home=home).request_evaluation(result_name="of this machine")
+    here = evaluated_here(home, ModelVersion("net", version), "of this machine")
     assert type(here) is type(there)
     assert here.n_epoch == there.n_epoch == 3
     same_result(here, there)
@@ -835,14 +827,14 @@ def test_clients_fetch_one_result_at_once(site, evaluated, tmp_path):
     assert [one.name for one in (tmp_path / "shared" / "remote").rglob("*.tmp")] == []
 
 
-def test_a_team_s_service_does_the_same(team, home, one_thread):
+def test_a_team_s_service_does_the_same(team, home):
     """PostgreSQL, an object store, a worker elsewhere."""
     with tracer(home, auto_sync=True, **team.client) as made:
         record(made, range(10), inputs=100)
         made.wait_for_save(interval=0.05)
     assert team.same(home, "v1") == 1000
     there = Evaluator("net", "v1", home=home, **team.client).request_evaluation()
-    same_result(Evaluator("net", "v1", home=home).request_evaluation(), there)
+    same_result(evaluated_here(home, V1, "of this machine"), there)
 
 
 def test_another_architecture_takes_the_place_of_what_was_withdrawn(site, home):
