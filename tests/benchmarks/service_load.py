@@ -103,11 +103,11 @@ def upload(home: Path, client: ServiceClient, records: int) -> None:
         record(store, BIG, rng, records - 20_000, "pool")
         size = store.versions()[-1].bytes
         start = time.perf_counter()
-        parts = send(repository, client)
+        send(repository, client)
         seconds = time.perf_counter() - start
     raw = loopback(size)
     print(
-        f"upload: {records:,} records, {size / 1e6:,.0f} MB in {parts} parts, {seconds:.1f} s: "
+        f"upload: {records:,} records, {size / 1e6:,.0f} MB, {seconds:.1f} s: "
         f"{size / seconds / 1e6:,.0f} MB/s, {raw / seconds:.3f} of what a socket takes "
         f"({size / raw / 1e6:,.0f} MB/s)"
     )
