@@ -15,6 +15,7 @@ from ml_debugger.core.store.interchange import Incoming, to_part
 from ml_debugger.server.app import create_app
 from ml_debugger.server.backup import backup, restore
 from ml_debugger.server.cli import app
+from ml_debugger.server.objects import Objects
 from ml_debugger.server.service import Service
 from ml_debugger.server.settings import Settings
 
@@ -96,6 +97,33 @@ def test_a_backup_is_of_one_moment_while_others_write(recorded, tmp_path):
         with Service(restored) as service:
             assert project_store(service).verify() == []
             assert project_store(service).versions()[0].records >= 120
+
+
+def test_what_arrives_while_objects_are_copied_is_not_named_without_them(
+    recorded, tmp_path, s3, monkeypatch
+):
+    """With SQLite and an object store: the catalogues are copied before the objects."""
+    given = {"objects_options": s3.storage_options, "secret": SECRET}
+    old, new = (
+        Settings(data=tmp_path / name, objects=f"{s3.new_bucket()}/records", **given)
+        for name in ("old", "new")
+    )
+    with seeded(old, recorded) as there:
+        store, get_tree = project_store(there.service), Objects.get_tree
+        repository = store.open(VERSION)
+        run, batches = repository.start_run("training"), _batches(store)
+
+        def late(objects, folder):
+            get_tree(objects, folder)
+            repository.write(run, batches)
+
+        monkeypatch.setattr(Objects, "get_tree", late)
+        backup(old, tmp_path / "backup")
+        monkeypatch.undo()
+    restore(new, tmp_path / "backup")
+    with Service(new) as service:
+        assert project_store(service).verify() == []
+        assert project_store(service).versions()[0].records == 120
 
 
 def _batches(store):

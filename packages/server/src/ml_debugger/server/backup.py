@@ -102,10 +102,10 @@ def _copy_out(settings: Settings, target: Path) -> None:
         _run("pg_dump", settings.database, *dump)
     else:
         _copy_database(settings.data / "service.db", target / "service.db")
-    if settings.objects is not None:
-        _objects(settings).get_tree(target / OBJECTS)
     for project in _projects(settings.data):
         _copy_project(project, target / "projects" / project.name, values=settings.objects is None)
+    if settings.objects is not None:
+        _objects(settings).get_tree(target / OBJECTS)
 
 
 def _projects(data: Path) -> Iterator[Path]:

@@ -43,7 +43,7 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Workers to run beside it.")] = 1,
 ) -> None:
-    """Run the service. Every setting is in `MLD_SERVER_...` too; see the guide for all of them."""
+    """Run the service. `ml_debugger.server.settings` lists what else `MLD_SERVER_...` may say."""
     from ml_debugger.server import running
     from ml_debugger.server.people import first_login
     from ml_debugger.server.service import Service

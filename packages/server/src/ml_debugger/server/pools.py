@@ -12,7 +12,9 @@ from ml_debugger.core.pool import StoredPool
 from ml_debugger.core.records import Array, TaskSchema
 from ml_debugger.core.store import Records, ResultInfo
 
-MOST_INPUTS = 5_000_000  # of all pools together; an input takes some 50 bytes, and its text
+MOST_INPUTS = (
+    5_000_000  # of all pools of a project together; an input takes some 50 bytes, and its text
+)
 
 #: A result, which may have taken the place of another of its name, and some chunks.
 Key = tuple[str, datetime, tuple[int, ...]]

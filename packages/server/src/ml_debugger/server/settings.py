@@ -1,4 +1,4 @@
-"""What whoever runs the service decides; every setting is an option and an environment variable."""
+"""What whoever runs the service decides; each is an environment variable, and some are options."""
 
 import os
 import secrets
@@ -36,7 +36,8 @@ class Settings(BaseSettings):
             of one service need the same.
         max_part_bytes: The largest part that is taken, unpacked.
         max_body_bytes: The largest body of any other request.
-        cache_bytes: What a project may keep in `data` of what lies in `objects`.
+        cache_bytes: What a project may keep in `data` of the values in `objects`; copies of results
+            come on top.
         session_hours: How long a login lasts.
         secure_cookies: Whether browsers send the cookie over HTTPS only.
         login_rate: Failed logins that an address and an account are allowed.

@@ -36,7 +36,7 @@ class UserRow(Base, table=True):
     id: str = Field(primary_key=True)
     email: str = Field(unique=True)  # in lower case
     name: str
-    password: str | None  # Argon2; None: comes through a reverse proxy only
+    password: str | None  # Argon2
     operator: bool = False
     created_at: int = Field(sa_type=BigInteger)
 
@@ -95,7 +95,7 @@ class JobRow(Base, table=True):
 
     `beat` grows while a worker is at it: who sees it stand still for long may take the job over,
     which needs no two clocks that agree. `attempt` grows with each worker that takes it, and
-    only the last may write.
+    only the last may say how it ended.
     """
 
     __tablename__: ClassVar[str] = "job"
