@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ml_debugger.classification.tracer import logits_of
-from ml_debugger.core import ModelVersion, Scope, Store, sync
+from ml_debugger.core import ModelVersion, Scope, Store
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
     EndpointError,
@@ -28,6 +28,7 @@ from ml_debugger.core.errors import (
     SyncError,
     UnsupportedModelError,
 )
+from ml_debugger.core.service import uploader
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
@@ -456,7 +457,7 @@ def test_without_a_service_upload_says_what_to_set(
 def test_a_service_that_cannot_be_reached_costs_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "PATIENCE", 0.0)
+    monkeypatch.setattr(uploader, "PATIENCE", 0.0)
     key = "mldbg_0123456789abcdef_secret"
     service = {"api_endpoint": "http://127.0.0.1:9", "api_key": key}
     with tracer(tmp_path, **service) as t, torch.no_grad():
@@ -470,7 +471,7 @@ def test_a_service_that_cannot_be_reached_costs_no_record(
     t = tracer(tmp_path, auto_sync=True, **service)
     with torch.no_grad():
         t(X, Y, range(10, 20))
-    with pytest.warns(UserWarning, match="not everything recorded.*has reached the service"):
+    with pytest.warns(UserWarning, match="whether everything recorded.*could not be asked"):
         t.close()
     assert records(tmp_path)["found"].inputs == 20
 

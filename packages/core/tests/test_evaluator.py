@@ -1,6 +1,5 @@
 """What an evaluation takes, chooses, refuses and leaves behind."""
 
-import os
 import re
 import warnings
 from datetime import UTC, datetime
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ml_debugger.core import service
 from ml_debugger.core.errors import (
     EpochError,
     InputError,
@@ -20,6 +18,7 @@ from ml_debugger.core.errors import (
 from ml_debugger.core.evaluation import estimation, folder, method
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.evaluation.zones import ZONES
+from ml_debugger.core.service import client
 from ml_debugger.core.store import Scope
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.evaluator.evaluator import Evaluator as DocumentedEvaluator
@@ -217,7 +216,7 @@ def test_queries_find_the_estimates_that_were_made_without_the_label(recorder, e
 def test_nothing_is_left_of_an_evaluation_that_fails(recorder, evaluator, monkeypatch):
     recorder()
 
-    def full(*_args):
+    def full(*_args, **_more):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -233,15 +232,25 @@ def test_nothing_is_left_of_an_evaluation_that_fails(recorder, evaluator, monkey
     assert evaluator.request_evaluation(result_name="lost").result_name == "lost"
 
 
-def test_a_folder_that_a_killed_process_left_is_replaced(recorder, evaluator):
+def test_what_a_killed_process_left_is_replaced(recorder, evaluator):
     recorder()
     left = recorder.store.result_folder("mine")
     left.mkdir(parents=True)
     (left / "result.json").write_text("{}")
-    with pytest.raises(InputError, match="'mine' already"):  # perhaps it still lives
-        evaluator.request_evaluation(result_name="mine")
-    os.utime(left, (0, 0))
+    recorder.repository.records().write_estimates("mine", {"stale": np.zeros(300)})
     assert evaluator.request_evaluation(result_name="mine").summary().n == 300
+    assert len(evaluator.get_result("mine")) == 300
+    with pytest.raises(ResultNotFoundError, match="no 'stale'"):
+        recorder.repository.records().estimates("mine", "stale")
+
+
+def test_only_what_is_listed_stays(recorder, evaluator):
+    recorder()
+    left = recorder.store.result_folder("left")
+    left.mkdir()
+    evaluator.request_evaluation(result_name="mine")
+    recorder.store.compact()
+    assert not left.exists()
     assert len(evaluator.get_result("mine")) == 300
 
 
@@ -297,7 +306,7 @@ def test_an_endpoint_is_taken_seriously(tmp_path, monkeypatch):
     monkeypatch.setenv("MLD_API_ENDPOINT", "http://127.0.0.1:9")
     evaluator = Evaluator("net", "v1", home=tmp_path)
     assert "secret" not in repr(evaluator.service_client)
-    monkeypatch.setattr(service, "PATIENCE", 0.0)
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.0)
     for act in (
         evaluator.request_evaluation,
         evaluator.list_results,

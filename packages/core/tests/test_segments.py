@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,25 @@ def test_an_open_file_outlives_its_name_and_few_stay_open(tmp_path, monkeypatch)
     reader.close()
     with pytest.raises(FileNotFoundError):
         reader.read(names[3], 0, as_bytes(out))
+
+
+def test_all_readers_together_keep_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "OPEN_FILES", 3)
+    writer = SegmentWriter(tmp_path)
+    name, _ = append(writer, [piece(1)])
+    writer.close()
+
+    def there():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = there()
+    readers = [SegmentReader(tmp_path) for _ in range(20)]
+    for one in readers:
+        one.read(name, 0, as_bytes(np.empty(1, np.uint8)))
+    assert there() <= before + 3
+    for one in readers:
+        one.close()
+    assert there() <= before
 
 
 def test_checksum_does_not_depend_on_how_bytes_are_cut():

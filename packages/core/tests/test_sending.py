@@ -3,6 +3,7 @@ import shutil
 import signal
 import struct
 import threading
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -274,6 +275,35 @@ def test_what_has_changed_on_disk_is_not_sent(store, repo, run):
     assert rows_of(store, "upload") == []
 
 
+def test_what_has_changed_on_disk_is_left_out_where_that_is_asked_for(store, repo, run):
+    for epoch, name in enumerate("abcd"):
+        repo.write(run, [batch(name, epoch=epoch)])
+    (path,) = (store.home / "segments").glob("*.seg")
+    raw = bytearray(path.read_bytes())
+    offsets = [row[0] for row in rows_of(store, "(SELECT offset FROM chunk ORDER BY id)")]
+    raw[offsets[1]] ^= 1
+    raw[offsets[3]] ^= 1
+    path.write_bytes(raw)
+    outbox, damaged = repo.outbox("there"), {}
+    part, numbers = outbox.next_part(damaged=damaged)
+    assert (ids_of(part), numbers) == (["a", "c"], [1, 3])
+    assert {k: (one.n_epoch, one.inputs) for k, one in damaged.items()} == {2: (1, 1), 4: (3, 1)}
+    assert "changed on disk" in damaged[2].why
+    assert outbox.next_part(after=3, damaged=damaged) is None
+    assert outbox.pending(after=3).chunks == 1
+
+
+def test_a_part_can_be_bounded(repo, run):
+    for name in "abcd":
+        repo.write(run, [batch(name)])
+    outbox = repo.outbox("there")
+    assert outbox.last() == 4
+    assert outbox.next_part(most=2)[1] == [1, 2]
+    assert outbox.next_part(after=1, last=3)[1] == [2, 3]
+    assert outbox.next_part(after=3, last=3) is None
+    assert outbox.pending(after=1, last=3).chunks == 2
+
+
 # What is deleted here is withdrawn there
 
 
@@ -350,7 +380,9 @@ def test_what_is_deleted_while_it_is_read_is_not_sent(repo, run, monkeypatch):
     outbox.saved(numbers)
     repo.write(run, [batch("c", epoch=0)])
     deleted.clear()
-    assert outbox.next_part() is None
+    damaged = {}
+    assert outbox.next_part(damaged=damaged) is None
+    assert damaged == {}
 
 
 # Another store adopts it
@@ -518,9 +550,14 @@ def test_forgetting(store, far, repo, run):
     target.write(target.start_run("training"), [batch("d")])
     assert other.forget(origins) == 0
     assert target.forget([]) == 0
-    assert target.forget(["unknown"]) == 0
+    unknown = f"{'0' * 32}:1:{'0' * 16}"
+    assert target.forget([unknown]) == 0
     assert target.records().inputs == 4
-    assert target.forget([*origins[:2], "unknown"]) == 2
+    for wrong in ("unknown", "x" * 1000, f"{unknown}\n", ""):
+        with pytest.raises(InputError, match="no chunk is called"):
+            target.forget([*origins, wrong])
+    assert target.records().inputs == 4
+    assert target.forget([*origins[:2], unknown]) == 2
     assert target.forget(origins[:2]) == 0
     assert target.records().ids().to_pylist() == ["c", "d"]
     assert far.compact() == 0  # more than half of it is in use
@@ -563,6 +600,41 @@ def test_deleting_here_deletes_there(store, far, repo, run):
     register(store, recreate=True)
     assert target.forget(outbox.withdrawals()) == 3
     assert target.records().inputs == 0
+
+
+def test_a_version_declared_anew_meanwhile_takes_no_part_of_the_earlier_one(store, far, repo, run):
+    target = register(far)
+    repo.write(run, [batch("abc")])
+    part, _ = repo.outbox("there").next_part()
+    register(far, recreate="unfit", fields=[*FIELDS, {"name": "new", "type": "str"}])
+    assert target.missing(part)
+    assert target.adopt(part) == 3  # more fields change nothing
+    with pytest.raises(InputError, match="recorded for task"):
+        register(far, recreate="unfit", task="object_detection")
+    assert target.records().inputs == 3  # it has records, so it stays what it is
+    target.recreate()
+    register(far, recreate="unfit", task="object_detection")
+    with pytest.raises(StoreError, match="declared anew meanwhile"):
+        target.adopt(part)
+    assert target.records().inputs == 0
+
+
+def test_an_admission_decides_in_the_transaction(store, far, repo, run):
+    target = register(far)
+    repo.write(run, [batch("abc")])
+    part, _ = repo.outbox("there").next_part()
+    seen = []
+
+    def refuse(chunks):
+        seen.append([one.inputs for one in chunks])
+        raise InputError("full")
+
+    with pytest.raises(InputError, match="full"):
+        target.adopt(part, nullcontext(refuse))
+    assert target.records().inputs == 0
+    assert target.adopt(part) == 3
+    assert target.adopt(part, nullcontext(refuse)) == 0  # nothing is added, nothing is asked
+    assert seen == [[3]]
 
 
 def test_what_cannot_be_believed_leaves_no_trace(store, far):

@@ -2,7 +2,10 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlmodel import select
 
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
@@ -29,9 +33,11 @@ from ml_debugger.core.store import (
     Store,
     catalogue,
     home,
+    local,
     repository,
     schema,
 )
+from ml_debugger.core.store.tables import ChunkRow
 
 VERSION = ModelVersion("net", "v1")
 FIELDS = [
@@ -609,7 +615,7 @@ def test_versions_tell_what_they_hold(store, repo, run):
 # Results and estimates
 
 
-def add(store, name, version=VERSION):
+def add(store, name, version=VERSION, **more):
     at = datetime(2026, 1, 2, tzinfo=UTC)
     store.add_result(
         name=name,
@@ -619,6 +625,7 @@ def add(store, name, version=VERSION):
         options={"a": 1},
         created_at=at,
         completed_at=at,
+        **more,
     )
 
 
@@ -642,7 +649,70 @@ def test_results(store, repo):
     store.drop_result("r1")
     with pytest.raises(ResultNotFoundError):
         store.drop_result("r1")
-    assert [one.name for one in store.results()] == ["r2"]
+    (second,) = store.results()
+    assert second.name == "r2"
+    store.drop_result("r2")
+    add(store, "r2")
+    assert store.result("r2").number > second.number  # numbers are not used again
+
+
+def drafted(store, name):
+    draft = store.result_folder(name).with_name(".draft.tmp")
+    draft.mkdir()
+    (draft / "result.json").write_text(name)
+    return draft
+
+
+def test_the_files_of_a_result_go_with_it_and_not_before(store, repo, monkeypatch):
+    add(store, "r", draft=drafted(store, "r"))
+    folder, rmtree = store.result_folder("r"), local.shutil.rmtree
+
+    def enter_another(path, **options):
+        monkeypatch.undo()
+        add(store, "r", draft=drafted(store, "r"))
+        rmtree(path, **options)
+
+    monkeypatch.setattr(local.shutil, "rmtree", enter_another)
+    store.drop_result("r")
+    assert (folder / "result.json").exists()  # of the other, which was entered meanwhile
+    monkeypatch.setattr(local.os, "utime", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.drop_result("r")
+    assert (folder / "result.json").exists()  # it is listed, so it is there
+    monkeypatch.undo()
+    store.drop_result("r")
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_fence_is_held_from_the_last_step_until_the_commit(store, repo):
+    seen = []
+
+    @contextmanager
+    def fence():
+        with ThreadPoolExecutor(1) as other:
+            seen.append(other.submit(store.results).result())
+            yield
+            seen.append([one.name for one in other.submit(store.results).result()])
+
+    store.fence = fence
+    add(store, "r", draft=drafted(store, "r"))
+    assert seen == [[], ["r"]]
+    with pytest.raises(InputError, match="'r' already"):
+        add(store, "r")
+    assert len(seen) == 2  # what cannot be entered takes nobody's time
+
+
+def test_a_result_of_records_that_were_deleted_is_not_entered(store, repo, run):
+    repo.write(run, [batch("ab", epoch=1)])
+    repo.write(run, [batch("c", epoch=2)])
+    judged = [(repo.records(), {"p": np.zeros(3)})]
+    repo.delete_epoch(1)
+    add(store, "r1", estimates=judged)  # some are there
+    repo.recreate()
+    repo.write(run, [batch("d", epoch=1)])
+    with pytest.raises(InputError, match="deleted meanwhile"):
+        add(store, "r2", estimates=judged)
+    assert [one.name for one in store.results()] == ["r1"]
 
 
 @given(name=st.text())
@@ -1122,6 +1192,49 @@ def test_a_forked_child_reads_and_may_not_write(store, repo, run):
     assert repo.records().inputs == 3
 
 
+def test_readers_do_not_wait_for_each_other_nor_a_writer(store, repo):
+    inside = threading.Barrier(4)  # nobody passes before all are in a transaction
+
+    def read():
+        with store._catalogue.reading():
+            inside.wait(30)
+
+    with ThreadPoolExecutor(3) as pool, store._catalogue.writing():
+        readers = [pool.submit(read) for _ in range(3)]
+        inside.wait(30)
+    for one in readers:
+        one.result()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_waits_for_transactions_of_other_threads(store, repo, run):
+    repo.write(run, [batch("ab")])
+    inside, leave, order = threading.Event(), threading.Event(), []
+
+    def read():
+        with store._catalogue.reading() as session:
+            inside.set()
+            leave.wait(30)
+            order.append(session.exec(select(ChunkRow.inputs)).one())
+            order.append("read")
+
+    def let():
+        time.sleep(0.1)  # for the fork to begin
+        leave.set()
+
+    threads = [threading.Thread(target=one) for one in (read, let)]
+    for one in threads:
+        one.start()
+    inside.wait(30)
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if order == [2, "read"] and repo.records().inputs == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for one in threads:
+        one.join()
+    assert repo.records().inputs == 2
+
+
 def test_users_of_sqlmodel_do_not_see_our_tables():
     from sqlmodel import SQLModel
 
@@ -1131,3 +1244,15 @@ def test_users_of_sqlmodel_do_not_see_our_tables():
 def test_the_contract_is_implemented(repo):
     contract: Repository = repo
     assert contract.version == VERSION
+
+
+def test_a_store_is_opened_while_another_process_writes(tmp_path, monkeypatch):
+    Store(tmp_path / "home").close()
+    monkeypatch.setattr(catalogue, "BUSY_SECONDS", 0.01)
+    writer = sqlite3.connect(tmp_path / "home" / "catalogue.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with Store(tmp_path / "home") as store:
+        assert store.versions() == []
+        with pytest.raises(StoreError, match="kept it locked"):
+            register(store)
+    writer.close()

@@ -2,7 +2,8 @@
 
 import sys
 from enum import StrEnum
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import entry_points, version
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,18 +11,72 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from ml_debugger.core.errors import InputError, MLDebuggerError, TaskNotInstalledError
-from ml_debugger.core.records import ModelVersion
-from ml_debugger.core.store import Scope, Store
-from ml_debugger.core.task import KNOWN, installed, load
+# what commands need, they import themselves: it takes seconds, and most need little of it
+from ml_debugger.core.errors import (
+    InputError,
+    MLDebuggerError,
+    TaskIncompatibleError,
+    TaskNotInstalledError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ml_debugger.core.evaluation.comparison import Flow
     from ml_debugger.core.evaluation.result import Result
+    from ml_debugger.core.store import LocalRepository, ResultInfo, Store, VersionInfo
+
+#: The entry points of packages that add commands: each a Typer application.
+COMMANDS = "ml_debugger.commands"
+
+_SERVICE = ("serve", "worker", "service")  # of a package that may not be installed
+
+
+class _Commands(TyperGroup):
+    """Our commands, and those of other packages, which are loaded when ours do not do."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        found, broken = _others()
+        for package, why in broken.items():
+            _say_error(f"the commands of {package} are left out: it cannot be loaded ({why})")
+        return [*super().list_commands(ctx), *found]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        found, broken = _others()
+        if cmd_name not in found and broken:
+            package, why = next(iter(broken.items()))
+            raise TaskIncompatibleError(
+                f"no command {cmd_name!r} here; if it is one of {package}: that cannot be loaded "
+                f"({why}); install it again"
+            )
+        if cmd_name not in found and cmd_name in _SERVICE:
+            raise TaskNotInstalledError(
+                "the service needs ml-debugger-server: pip install ml-debugger-server"
+            )
+        return found.get(cmd_name)
+
+
+@cache
+def _others() -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the commands of other packages, and why a package cannot be loaded."""
+    found: dict[str, Any] = {}
+    broken = {}
+    for entry in entry_points(group=COMMANDS):
+        try:
+            found |= typer.main.get_group(entry.load()).commands
+        except Exception as error:  # noqa: BLE001  # ours work, whatever is wrong there
+            package = entry.dist.name if entry.dist else entry.value
+            broken[package] = f"{type(error).__name__}: {error}"
+    return found, broken
+
 
 app = typer.Typer(
-    help="Find where a PyTorch model fails, why, and which data would help.",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,9 +92,6 @@ Home = Annotated[
 
 Limit = Annotated[float | None, typer.Option(help="A limit; none if left out.")]
 
-#: The entry points of packages that add commands.
-COMMANDS = "ml_debugger.commands"
-
 _COUNTS = ("n", "errors", "truths", "missed")  # figures that are whole numbers
 
 
@@ -48,6 +100,24 @@ class Sort(StrEnum):
 
     HIGH = "high_error_proba"
     LOW = "low_error_proba"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("ml-debugger-core"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Find where a PyTorch model fails, why, and which data would help."""
 
 
 @app.command()
@@ -60,6 +130,8 @@ def quickstart(
     task: Annotated[str, typer.Option(help="Prefix of an installed task.")] = "Classification",
 ) -> None:
     """Run the whole loop on real data that ships with scikit-learn, and write a report."""
+    from ml_debugger.core.task import KNOWN, installed, load
+
     if task not in {*KNOWN, *installed()}:
         raise InputError(f"no task {task!r}; installed: {', '.join(installed()) or 'none'}")
     demonstration = load(task).quickstart
@@ -74,36 +146,29 @@ def results(
     version: Annotated[str | None, typer.Argument(help="Version name; all if left out.")] = None,
     home: Home = None,
 ) -> None:
-    """List the traced versions, and the evaluations of each."""
-    store = Store(home)
+    """List the versions recorded here with their results, and those of the service, if one is set.
+
+    The service is that of MLD_API_ENDPOINT.
+    """
+    from ml_debugger.core.service.endpoint import client_of
+    from ml_debugger.core.settings import Service
+
+    store = _store(home)
     found = [
         one
         for one in store.versions()
         if model in (None, one.version.model_name) and version in (None, one.version.version_name)
     ]
-    if not found:
+    if found:
+        _print_versions(found)
+        _print_results("Results", [one for it in found for one in store.results(it.version)])
+    else:
         console.print(f"nothing is recorded{_of(model, version)} in {store.home}")
-        return
-    versions = _table("Versions", "model", "version", "task", "records", "epochs", "size", "last")
-    for one in found:
-        versions.add_row(
-            one.version.model_name,
-            one.version.version_name,
-            one.task,
-            f"{one.records:,}",
-            str(one.epochs),
-            f"{one.bytes / 1e6:,.1f} MB",
-            "" if one.last_written is None else f"{one.last_written:%Y-%m-%d %H:%M}",
-        )
-    console.print(versions)
-    evaluations = _table("Results", "result", "method", "epoch", "made")
-    for one in found:
-        for result in store.results(one.version):
-            epoch = "none" if result.n_epoch is None else str(result.n_epoch)
-            evaluations.add_row(
-                result.name, result.method, epoch, f"{result.completed_at:%Y-%m-%d %H:%M}"
-            )
-    console.print(evaluations if evaluations.row_count else "no results yet")
+    client = client_of(Service.resolve())
+    if client is not None:
+        from ml_debugger.core.remote import listed
+
+        _print_results(f"Results at {client.endpoint}", listed(client, model, version))
 
 
 @app.command()
@@ -113,7 +178,7 @@ def report(
     home: Home = None,
 ) -> None:
     """Show a result's summary and write its report: one HTML file that needs no network."""
-    result = _result(Store(home), result_name)
+    (result,) = _results(home, result_name)
     console.print(result.summary())
     path = result.report(output or Path(f"{_file_name(result_name)}.html"))
     console.print(f"report: {path}", soft_wrap=True)
@@ -130,8 +195,7 @@ def compare(
     home: Home = None,
 ) -> None:
     """Show what changed from one result to another, regressions first."""
-    store = Store(home)
-    first, second = _result(store, old), _result(store, new)
+    first, second = _results(home, old, new)
     flow = first.flow(second)
     console.print(_figures(first, second))
     _print_moves("Zone flow, largest first", flow.counts, n)
@@ -173,7 +237,7 @@ def check(
     home: Home = None,
 ) -> None:
     """Hold a result against limits; exit with 1 unless all are kept."""
-    result = _result(Store(home), result_name)
+    (result,) = _results(home, result_name)
     try:
         outcome = result.check(
             min_accuracy=min_accuracy,
@@ -214,14 +278,18 @@ def query(
     explain: Annotated[bool, typer.Option(help="Say why each was picked.")] = False,
     home: Home = None,
 ) -> None:
-    """Print the ids of recorded inputs worth labelling, one a line."""
+    """Print the ids of inputs worth labelling, one a line, of those that are recorded here.
+
+    The result may be the service's. From what everyone has sent to it,
+    `Evaluator(...).service_client.query` picks.
+    """
     from ml_debugger.core.pool import open_pool
     from ml_debugger.core.selection import select
+    from ml_debugger.core.store import Scope
     from ml_debugger.core.task import task_named
 
-    store = Store(home)
-    result = _result(store, result_name)
-    repository = store.open(ModelVersion(result.model_name, result.version_name))
+    (result,) = _results(home, result_name)
+    repository = _repository(_store(home), result.model_name, result.version_name)
     epoch = repository.latest_epoch() if result.n_epoch == "all" else result.n_epoch
     scope = Scope(dataset_types=(dataset,), n_epoch=epoch, runs=None if run is None else (run,))
     pool = open_pool(repository, scope, result, task_named(repository.task).schema)
@@ -251,8 +319,9 @@ def export(
 ) -> None:
     """Write a version's records to a ZIP of Parquet files."""
     from ml_debugger.core.archive import export_archive
+    from ml_debugger.core.store import Scope
 
-    repository = Store(home).open(ModelVersion(model, version))
+    repository = _repository(_store(home), model, version)
     scope = Scope(n_epoch="all" if epoch is None else epoch)
     console.print(str(export_archive(repository, scope, output)), soft_wrap=True)
 
@@ -265,7 +334,7 @@ def import_(
     """Read the records of an export into the local store."""
     from ml_debugger.core.archive import import_archive
 
-    console.print(f"imported {import_archive(Store(home), file).version}")
+    console.print(f"imported {import_archive(_store(home), file).version}")
 
 
 @app.command()
@@ -273,11 +342,12 @@ def doctor(home: Home = None) -> None:
     """Look at the installation and the store, and say what is wrong."""
     import platform
     import shutil
-    from importlib.metadata import version
 
     import torch
 
-    store = Store(home)
+    from ml_debugger.core.task import KNOWN, installed
+
+    store = _store(home)
     table = _table("ml-debugger", "what", "found")
     table.add_row("core", version("ml-debugger-core"))
     table.add_row("Python, torch", f"{platform.python_version()}, {torch.__version__}")
@@ -315,12 +385,13 @@ def upload(
     home: Home = None,
 ) -> None:
     """Send a version's records to the service; the key is in MLD_API_KEY."""
+    from ml_debugger.core.service.endpoint import client_of, needed
+    from ml_debugger.core.service.uploader import Uploader
     from ml_debugger.core.settings import Service
-    from ml_debugger.core.sync import Uploader, client_of, needed
 
     client = needed(client_of(Service.resolve(endpoint)))
-    with Store(home) as store:
-        repository = store.open(ModelVersion(model, version))
+    with _store(home) as store:
+        repository = _repository(store, model, version)
         uploader = Uploader(repository, client, store.home, auto=False)
         try:
             uploader.wait("all" if epoch is None else epoch, 1.0, again=again)
@@ -340,8 +411,8 @@ def drop(
     home: Home = None,
 ) -> None:
     """Delete a version's records, or one epoch of them, and give their space back."""
-    store = Store(home)
-    repository = store.open(ModelVersion(model, version))
+    store = _store(home)
+    repository = _repository(store, model, version)
     what = f"{model}/{version}" + ("" if epoch is None else f", epoch {epoch}")
     if not yes:
         typer.confirm(f"Delete all records of {what}?", abort=True)
@@ -353,41 +424,66 @@ def drop(
     console.print(f"deleted {what}; {store.compact() / 1e6:,.1f} MB given back")
 
 
-def _add_commands() -> None:
-    """Add the commands of installed packages: each an entry point that is a Typer application."""
-    found = entry_points(group=COMMANDS)
-    for entry in found:
-        app.add_typer(entry.load())
-    if "server" not in found.names:
-
-        @app.command(hidden=True)
-        def serve() -> None:
-            raise TaskNotInstalledError(
-                "the service needs ml-debugger-server: pip install ml-debugger-server"
-            )
-
-
 def main() -> None:
     """Run the command line; what ml-debugger raises on purpose is told without a traceback.
 
     Such a mistake exits with 2, as a usage error does: 1 stands for a limit that was not kept, or
     a store that is not sound.
     """
-    _add_commands()
     try:
         app()
     except MLDebuggerError as error:
-        Console(stderr=True, markup=False, highlight=False).print(
-            f"error: {error}", style="red", soft_wrap=True
-        )
+        _say_error(f"error: {error}")
         sys.exit(2)
 
 
-def _result(store: Store, name: str) -> "Result":
-    from ml_debugger.core.evaluation.result import Result
+def _say_error(text: str) -> None:
+    Console(stderr=True, markup=False, highlight=False).print(text, style="red", soft_wrap=True)
 
-    store.result(name)  # says which results there are, if not this one
-    return Result.load(store.result_folder(name))
+
+def _store(home: Path | None) -> "Store":
+    from ml_debugger.core.store import Store
+
+    return Store(home)
+
+
+def _repository(store: "Store", model: str, version: str) -> "LocalRepository":
+    from ml_debugger.core.records import ModelVersion
+
+    return store.open(ModelVersion(model, version))
+
+
+def _results(home: Path | None, *names: str) -> "list[Result]":
+    """Open results as Python does: of the service, if one is set, or of the store."""
+    from ml_debugger.core.remote import open_result
+    from ml_debugger.core.service.endpoint import client_of
+    from ml_debugger.core.settings import Service, resolve_home
+
+    client = client_of(Service.resolve())
+    return [open_result(client, resolve_home(home), name) for name in names]
+
+
+def _print_versions(found: "Sequence[VersionInfo]") -> None:
+    table = _table("Versions", "model", "version", "task", "records", "epochs", "size", "last")
+    for one in found:
+        table.add_row(
+            one.version.model_name,
+            one.version.version_name,
+            one.task,
+            f"{one.records:,}",
+            str(one.epochs),
+            f"{one.bytes / 1e6:,.1f} MB",
+            "" if one.last_written is None else f"{one.last_written:%Y-%m-%d %H:%M}",
+        )
+    console.print(table)
+
+
+def _print_results(title: str, found: "Sequence[ResultInfo]") -> None:
+    table = _table(title, "result", "method", "epoch", "made")
+    for one in found:
+        epoch = "none" if one.n_epoch is None else str(one.n_epoch)
+        table.add_row(one.name, one.method, epoch, f"{one.completed_at:%Y-%m-%d %H:%M}")
+    console.print(table if table.row_count else f"{title}: none yet")
 
 
 def _figures(first: "Result", second: "Result") -> Table:

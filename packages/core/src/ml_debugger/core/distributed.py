@@ -1,18 +1,24 @@
 """Which process of a distributed job this is.
 
-Every rank records into segments of its own; what is done once for all of them (export, upload,
-evaluation) happens on the primary rank, and returns None elsewhere. When a rank fails in something
-that all do together, all of them fail, so that none waits for ever.
+Every rank records into segments of its own, and sends what its store holds; what is done once for
+all of them (export, evaluation) happens on the primary rank, and returns None elsewhere. When a
+rank fails in something that all do together, all of them fail, so that none waits for ever.
 """
 
+import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 
+from ml_debugger.core.background import begun
 from ml_debugger.core.errors import MLDebuggerError
 
 T = TypeVar("T")
+
+LOOK = 1.0  # seconds for which a rank may keep the others waiting in a collective
 
 
 def is_distributed() -> bool:
@@ -38,27 +44,66 @@ def is_primary() -> bool:
 def together(act: Callable[[], T]) -> T:
     """Do something on every rank, and fail on every rank where one of them fails.
 
+    However long it takes: meanwhile the ranks ask each other every second, in a thread of its own,
+    whether all are done. A rank that only waited in one collective would be ended by the process
+    group's timeout, which is ten minutes with NCCL. An interrupt ends what is done here, and is a
+    failure for the others.
+
     Raises:
         MLDebuggerError: Another rank failed; it raises its own exception.
     """
     if not is_distributed():
         return act()
-    result: Any = None
-    failure: Exception | None = None
+    here = _Here()
+    asking = begun(here.ask_beside)
     try:
         result = act()
-    except Exception as error:  # noqa: BLE001  # raised again below, once the others know
-        failure = error
-    said: list[str | None] = [None] * world_size()
-    mine = None if failure is None else f"{type(failure).__name__}: {failure}"
-    dist.all_gather_object(said, mine)
-    if failure is not None:
-        raise failure
-    for number, text in enumerate(said):
-        if text is not None:
-            raise MLDebuggerError(f"rank {number} failed, and so do all: {text}")
-    done: T = result
-    return done
+        here.done.set()
+        said = asking.result() or here.ask()
+    except BaseException as error:
+        here.failure = f"{type(error).__name__}: {error}"
+        here.done.set()
+        with suppress(Exception):  # those who are gone need not be told
+            asking.result() or here.ask()
+        raise
+    for number, one in enumerate(said):
+        if one.failure is not None:
+            raise MLDebuggerError(f"rank {number} failed, and so do all: {one.failure}")
+    return result
+
+
+class _Said(NamedTuple):
+    """What a rank tells the others."""
+
+    done: bool
+    failure: str | None
+
+
+class _Here:
+    """How far this rank is."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.failure: str | None = None
+        self._caller = threading.get_ident()
+        # of a thread; NCCL sends from the current one, which must not be another rank's
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def ask_beside(self) -> "list[_Said] | None":
+        """Ask, but not in the caller's thread: where the interpreter lets no other begin."""
+        if threading.get_ident() == self._caller:
+            return None
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+        return self.ask()
+
+    def ask(self) -> list[_Said]:
+        """Return what all ranks said last: that they are done, or one of them that it failed."""
+        while True:
+            self.done.wait(LOOK)
+            said = told(_Said(self.done.is_set(), self.failure))
+            if all(one.done for one in said) or any(one.failure is not None for one in said):
+                return said
 
 
 def once(act: Callable[[], T]) -> T | None:
@@ -70,12 +115,10 @@ def once(act: Callable[[], T]) -> T | None:
     return together(lambda: act() if is_primary() else None)
 
 
-def agree_on(value: str) -> str:
-    """Return the primary rank's value on every rank. All ranks must call it."""
+def told(value: T) -> list[T]:
+    """Return what each rank tells the others, in their order. All ranks must call it."""
     if not is_distributed():
-        return value
-    box: list[str | None] = [value]
-    dist.broadcast_object_list(box, src=0)
-    agreed = box[0]
-    assert agreed is not None  # the primary rank always puts a string into the box
-    return agreed
+        return [value]
+    said: list[T] = [value] * world_size()
+    dist.all_gather_object(said, value)
+    return said

@@ -8,6 +8,9 @@ from ml_debugger.core.inputs import as_epoch
 #: What a user may write for an epoch. None is an epoch of its own: records without a number.
 EpochSpec: TypeAlias = int | Literal["latest", "all"] | None
 
+#: One epoch, or all of them.
+EpochChoice: TypeAlias = int | Literal["all"] | None
+
 
 class EpochHistory(Protocol):
     """What knows which epoch was written last."""
@@ -26,7 +29,7 @@ class LastEpoch(NamedTuple):
         return self.n_epoch
 
 
-def resolve_epoch(spec: Any, history: EpochHistory) -> int | Literal["all"] | None:
+def resolve_epoch(spec: Any, history: EpochHistory) -> EpochChoice:
     """Return a definite epoch, or 'all'.
 
     Raises:

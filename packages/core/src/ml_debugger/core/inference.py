@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ml_debugger.core import distributed
 from ml_debugger.core.errors import ArchitectureMismatchError, EpochError, InputError
 from ml_debugger.core.inputs import as_epoch
 from ml_debugger.core.layers import (
@@ -19,9 +20,9 @@ from ml_debugger.core.layers import (
 )
 from ml_debugger.core.pool import StoredPool, open_pool
 from ml_debugger.core.records import differing
-from ml_debugger.core.settings import Service, resolve_home
+from ml_debugger.core.service.client import ServiceClient
+from ml_debugger.core.settings import resolve_home
 from ml_debugger.core.store import Scope
-from ml_debugger.core.sync import client_of
 from ml_debugger.core.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class InferenceTracer(Tracer):
             )
         self.result = None
         if result_name is not None:
-            service = Service.resolve(api_endpoint, api_key)
-            self.result = _open(result_name, home, service)
+            client = self._connect(api_endpoint, api_key)
+            self.result = distributed.together(lambda: _open(result_name, home, client))
         if self.result is not None:
             _fits(self.result, model, model_name, version_name)
             if target_layers is None:
@@ -178,12 +179,14 @@ class InferenceTracer(Tracer):
         )
 
 
-def _open(result_name: Any, home: str | PathLike[str] | None, service: Service) -> "Result":
+def _open(
+    result_name: Any, home: str | PathLike[str] | None, client: ServiceClient | None
+) -> "Result":
     from ml_debugger.core.remote import open_result
 
     if not isinstance(result_name, str):
         raise InputError(f"result_name must be a text, got {result_name!r}")
-    return open_result(client_of(service), resolve_home(home), result_name)
+    return open_result(client, resolve_home(home), result_name)
 
 
 def _fits(result: "Result", model: Any, model_name: str, version_name: str) -> None:

@@ -1,16 +1,20 @@
 """Step 4: one tracer's run, and the records of a model version that it adds to."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ml_debugger.core import distributed, store, sync
+from ml_debugger.core import distributed, store
+from ml_debugger.core.epochs import EpochChoice
 from ml_debugger.core.records import Batch, ModelVersion, Settings
-from ml_debugger.core.service import ServiceClient
+from ml_debugger.core.service import endpoint
+from ml_debugger.core.service.client import ServiceClient
+from ml_debugger.core.service.uploader import Uploader, check_interval
 from ml_debugger.core.store import Purpose, Scope
-from ml_debugger.core.sync import PART_BYTES, EpochChoice, Uploader
+from ml_debugger.core.store.contract import PART_BYTES
 from ml_debugger.core.writer import FLUSH_BYTES, BatchWriter
 
 
@@ -73,7 +77,7 @@ class Recording:
             label_fields=label_fields,
         )
         self._client, self._auto_sync = client, auto_sync
-        self._store = store.Store(home)
+        self._store = distributed.together(lambda: store.Store(home))
         try:
             self._begin(recreate=recreate)
         except BaseException:
@@ -98,10 +102,14 @@ class Recording:
         What waits to be written is forgotten first, so that nothing recorded before can reappear
         after.
         """
-        self._writer.discard()
-        self._writer.stop()
-        if self._uploader is not None:
-            self._uploader.stop()
+
+        def forget() -> None:
+            self._writer.discard()
+            self._writer.stop()
+            if self._uploader is not None:
+                self._uploader.stop()
+
+        distributed.together(forget)  # on all ranks, before one of them drops all records
         self._begin(recreate=True)
 
     def delete_epoch(self, n_epoch: int) -> dict[str, int]:
@@ -131,33 +139,41 @@ class Recording:
             InputError: The recording is closed.
             StoreError: Something cannot be written here.
         """
-        sync.needed(self._client)
+        endpoint.needed(self._client)
         self.flush()
         if self._uploader is not None:
-            self._uploader.start(n_epoch, again=again)
+            self._uploader.start(n_epoch, again=again and self._first)
 
     def wait(self, n_epoch: EpochChoice, interval: float, *, again: bool = False) -> None:
         """Return when everything recorded is durable, and saved by the service if there is one.
 
-        Under `torch.distributed`, call it on every rank.
+        Under `torch.distributed`, call it on every rank. Of those that share a store, the first
+        sends again what was saved before.
 
         Raises:
             InputError: `interval` is not a positive number of seconds, or the recording is closed.
             StoreError: Something cannot be written here.
-            SyncError: The service refused, or cannot be reached.
+            SyncError: The service refused, or cannot be reached, or some records cannot be sent.
+            LicenseError: A quota is exhausted.
         """
-        sync.check_interval(interval)
+        check_interval(interval)
         distributed.together(self.flush)
         uploader = self._uploader
-        if uploader is not None:
-            distributed.together(lambda: uploader.wait(n_epoch, interval, again=again))
+
+        def wait() -> None:
+            if uploader is not None:
+                uploader.wait(n_epoch, interval, again=again and self._first)
+
+        distributed.together(wait)  # even where this rank has no service: others may have one
 
     def close(self) -> None:
         """Flush, and release the store. Safe to call twice."""
         try:
-            self._writer.stop()
-            if self._uploader is not None:
-                self._uploader.close()
+            try:
+                self._writer.stop()
+            finally:
+                if self._uploader is not None:
+                    self._uploader.close()
         finally:
             self._store.close()
 
@@ -193,11 +209,19 @@ class Recording:
         return distributed.together(lambda: first or register(recreate=False))
 
     def _start(self) -> str:
-        """Begin a run whose id all ranks agree on."""
-        begin = self.repository.start_run
-        primary = distributed.is_primary()
-        run = distributed.agree_on(begin(self.purpose, settings=self.settings) if primary else "")
-        if not primary:
-            rank, world_size = distributed.rank(), distributed.world_size()
-            begin(self.purpose, run=run, rank=rank, world_size=world_size, settings=self.settings)
+        """Begin a run whose id all ranks agree on, and see which of them share a store."""
+        begin = partial(self.repository.start_run, self.purpose, settings=self.settings)
+        said = distributed.told((distributed.once(begin), _identity(self._store.home)))
+        run, stores = said[0][0], [identity for _, identity in said]
+        assert run is not None  # the primary rank has begun it
+        self._first = stores.index(stores[distributed.rank()]) == distributed.rank()
+        rank, world_size = distributed.rank(), distributed.world_size()
+        join = partial(begin, run=run, rank=rank, world_size=world_size)
+        distributed.together(lambda: distributed.is_primary() or join())
         return run
+
+
+def _identity(home: Path) -> tuple[str, int, int]:
+    """Return what only processes that use the same store have in common."""
+    found = home.stat()
+    return platform.node(), found.st_dev, found.st_ino

@@ -5,6 +5,7 @@ mixed.
 """
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,3 +32,14 @@ class Service:
             api_endpoint or os.environ.get("MLD_API_ENDPOINT") or None,
             api_key or os.environ.get("MLD_API_KEY") or None,
         )
+
+
+def outside() -> int:
+    """Return the `stacklevel` with which a warning of the caller's points at the user's line."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001  # as the documentation of warnings does
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_OURS = "ml_debugger."

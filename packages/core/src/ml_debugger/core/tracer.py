@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ml_debugger.core import sync
+from ml_debugger.core import distributed
 from ml_debugger.core.attached import Blocks
 from ml_debugger.core.capture import Activations, Capture, outside_autocast
 from ml_debugger.core.checkup import Checkup, check_layers, evaluating
@@ -29,6 +29,8 @@ from ml_debugger.core.inputs import (
 from ml_debugger.core.layers import architecture_of, default_layers, parse_layers, unwrap
 from ml_debugger.core.recording import Recording
 from ml_debugger.core.records import Batch, ModelVersion, Settings, TaskSchema, Units
+from ml_debugger.core.service import endpoint
+from ml_debugger.core.service.client import ServiceClient
 from ml_debugger.core.settings import Service
 from ml_debugger.core.store import Purpose
 from ml_debugger.core.transfer import HostCopy
@@ -112,7 +114,7 @@ class Tracer(ABC):
         if target_layers is None:
             target_layers = self.default_layers(unwrap(model))
         self._layers = parse_layers(target_layers, unwrap(model))
-        self._service = sync.client_of(Service.resolve(api_endpoint, api_key))
+        self._connect(api_endpoint, api_key)
         self._auto_sync = auto_sync
         self._capture = self.hook(model)
         # a tracer that is forgotten takes its hooks off as well
@@ -309,6 +311,14 @@ class Tracer(ABC):
         return f"<{type(self).__name__} of {type(self.model).__name__} as {self.version}>"
 
     # The steps
+
+    def _connect(self, api_endpoint: str | None, api_key: str | None) -> ServiceClient | None:
+        """Return the connection to the service, if one is configured; made once."""
+        if "_service" not in vars(self):
+            service = Service.resolve(api_endpoint, api_key)
+            # what is set may differ between ranks, and where it does not fit, all have to know
+            self._service = distributed.together(lambda: endpoint.client_of(service))
+        return self._service
 
     def _open(self, home: str | PathLike[str] | None, *, recreate: bool) -> Recording:
         """Register what is to be recorded; the last step of the constructor."""

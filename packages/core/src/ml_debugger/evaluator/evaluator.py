@@ -10,8 +10,8 @@ from ml_debugger.core.epochs import EpochHistory, EpochSpec, LastEpoch, resolve_
 from ml_debugger.core.errors import ResultNotFoundError
 from ml_debugger.core.inputs import as_name
 from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.service.endpoint import client_of
 from ml_debugger.core.settings import Service, resolve_home
-from ml_debugger.core.sync import client_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,18 +109,20 @@ class Evaluator:
 
         client = self.service_client
         request: dict[str, Any] = {}
-        if client is not None:
-            chosen = EvaluationOptions.read(options)
-            # which epoch is the latest, the service knows
-            epoch = n_epoch if n_epoch == "latest" else resolve_epoch(n_epoch, LastEpoch(None))
-            request = {
-                "method_name": as_name(method_name, "method_name"),
-                "result_name": None if result_name is None else as_name(result_name, "result_name"),
-                "n_epoch": epoch,
-                "options": chosen.model_dump(mode="json", exclude_unset=True),
-            }
 
         def prepare() -> None:
+            if client is not None:
+                chosen = EvaluationOptions.read(options)
+                # which epoch is the latest, the service knows
+                epoch = n_epoch if n_epoch == "latest" else resolve_epoch(n_epoch, LastEpoch(None))
+                request.update(
+                    method_name=as_name(method_name, "method_name"),
+                    result_name=None
+                    if result_name is None
+                    else as_name(result_name, "result_name"),
+                    n_epoch=epoch,
+                    options=chosen.model_dump(mode="json", exclude_unset=True),
+                )
             flush_all(self.home, version)
             if client is not None:  # on each rank, whose store may be its own
                 remote.send_rest(client, self.home, version)

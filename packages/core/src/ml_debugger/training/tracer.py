@@ -103,12 +103,13 @@ class TrainingTracer(Tracer):
             n_epoch: The epoch to wait for at a service; None waits for all. Locally, all of it
                 is saved in any case.
             interval: Seconds between looks at what is left to send.
-            force: Send again what the service already has.
+            force: Send again what the service already has; once, where ranks share a store.
 
         Raises:
             StoreError: It cannot be written here.
             SyncError: (a ConnectionError) The service refused, or nothing got through to it for
-                five minutes; nothing is lost, and calling again goes on.
+                five minutes, or some records are damaged here or refused there: those are named,
+                and all others saved. Nothing is lost, and calling again tries again.
             LicenseError: The organisation's quota is exhausted.
         """
         epoch = as_epoch(n_epoch)
@@ -116,6 +117,8 @@ class TrainingTracer(Tracer):
 
     def upload(self, n_epoch: int | None = None, *, force: bool = False) -> None:
         """Start sending records to the service, and return; `wait_for_save` tells when it is done.
+
+        What could not be sent before is tried again.
 
         Args:
             n_epoch: The epoch to send; None sends all.

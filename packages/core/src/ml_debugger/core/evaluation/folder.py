@@ -151,26 +151,23 @@ class Manifest(_Frozen):
 
 
 @contextmanager
-def being_written(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes its final place when the block ends without an error.
+def drafted(folder: Path) -> Iterator[Path]:
+    """Give a folder beside a place to fill, which whoever enters the result moves there.
 
-    What was filled is on disk before it becomes visible; after an error nothing is left.
+    Nothing is left of it where nobody did.
 
     Raises:
-        StoreError: The place is taken, or cannot be written.
+        StoreError: It cannot be written.
     """
     draft = folder.with_name(f".{folder.name[:80]}.{uuid.uuid4().hex}.tmp")
     try:
         draft.mkdir(parents=True)
         try:
             yield draft
-            for file in draft.iterdir():
-                _fsync(file)
-            _fsync(draft)
-            draft.rename(folder)
-            _fsync(folder.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot write the result folder {folder}: {error}") from error
 
@@ -182,7 +179,7 @@ def write(
     units: pa.Table,
     extra: Mapping[str, pa.Table | None],
 ) -> None:
-    """Fill a folder with a result."""
+    """Fill a folder with a result; durable on return."""
     import pyarrow.parquet as pq
     from safetensors.numpy import save_file
 
@@ -193,6 +190,9 @@ def write(
     for name, table in extra.items():
         if table is not None:
             pq.write_table(table, draft / name, compression="zstd")
+    for file in draft.iterdir():
+        _fsync(file)
+    _fsync(draft)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,7 +1,5 @@
 """An evaluation, start to end: stored records in, a saved result out."""
 
-import shutil
-import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +10,7 @@ from warnings import warn
 import pyarrow as pa
 
 from ml_debugger.core.epochs import resolve_epoch
-from ml_debugger.core.errors import InputError, StoreError
+from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation import folder as saved
 from ml_debugger.core.evaluation.choice import Selection, select
 from ml_debugger.core.evaluation.estimation import Estimated, estimate
@@ -27,7 +25,6 @@ from ml_debugger.core.store import Store
 from ml_debugger.core.task import Task, task_named
 
 DEFAULT = "default"
-ABOUT_TO = 60.0  # seconds
 _WORDS = """
     input_id dataset_type n_epoch run prediction label wrong score error_proba outlier unstable
     plausible zone code finite
@@ -101,7 +98,14 @@ def evaluate(
         omissions=None if estimated.omissions is None else estimated.omissions.settings(),
         made_by=_made_by(),
     )
-    return save(store, manifest, estimated, units, task.schema)
+    while True:
+        try:
+            return save(store, manifest, estimated, units, task.schema)
+        except InputError:  # or in the meantime
+            name = choose_name(store, model_version, method, result_name, created_at)
+            if name == manifest.result_name:
+                raise
+            manifest = manifest.model_copy(update={"result_name": name})
 
 
 def save(
@@ -111,7 +115,7 @@ def save(
     units: LabelledUnits,
     schema: TaskSchema,
 ) -> Result:
-    """Write a result's folder, keep its estimates with the records, and enter it in the catalogue.
+    """Write a result's folder, and enter it in the catalogue with its estimates.
 
     The estimates of the evaluated units were made without their own labels, which a later look
     at the same records could not repeat, so queries find them there.
@@ -121,32 +125,12 @@ def save(
         StoreError: Something cannot be written; nothing is left of the result.
     """
     name = manifest.result_name
-    place = store.result_folder(name)
-    if place.exists() and not is_taken(store, name):
-        shutil.rmtree(place)
-    with saved.being_written(place) as draft:
+    with saved.drafted(store.result_folder(name)) as draft:
         table = units_table(units, estimated, schema)
         extra = {saved.TRUTHS: units.truths(), saved.INPUTS: estimated.inputs}
         arrays = estimated.model.arrays() | {saved.AS_NEW: estimated.as_new[units.judged]}
         saved.write(draft, manifest, arrays, table, extra)
-    try:
-        store.drop_estimates(name)  # of an evaluation that was killed before it was done
-        for part in units.parts:
-            rows = slice(part.start, part.stop)
-            part.records.write_estimates(
-                name,
-                {
-                    "error_proba": estimated.error_proba[rows],
-                    "outlier": estimated.outlier[rows],
-                    "unstable": estimated.unstable[rows],
-                    "zone": estimated.zones[rows],
-                    **{
-                        aspect_column(name): values[rows]
-                        for name, values in estimated.aspects.items()
-                    },
-                },
-            )
-        store.add_result(  # last: a result that is listed is complete
+        store.add_result(
             name=name,
             version=ModelVersion(manifest.model_name, manifest.version_name),
             method=manifest.method_name,
@@ -154,21 +138,24 @@ def save(
             options=manifest.options,
             created_at=manifest.created_at,
             completed_at=manifest.completed_at,
+            draft=draft,
+            estimates=[
+                (part.records, _derived(estimated, slice(part.start, part.stop)))
+                for part in units.parts
+            ],
         )
-    except BaseException:
-        if not _may_be_listed(store, name):
-            shutil.rmtree(place, ignore_errors=True)
-            store.drop_estimates(name)
-        raise
-    return Result.load(place)
+    return Result.load(store.result_folder(name))
 
 
-def _may_be_listed(store: Store, name: str) -> bool:
-    """Tell whether a result is listed after entering it failed: by another, or by us after all."""
-    try:
-        return any(one.name == name for one in store.results())
-    except StoreError:
-        return True  # unknown; what is not listed, the next result of this name replaces
+def _derived(estimated: Estimated, rows: slice) -> dict[str, Any]:
+    """Return what is kept with the records."""
+    return {
+        "error_proba": estimated.error_proba[rows],
+        "outlier": estimated.outlier[rows],
+        "unstable": estimated.unstable[rows],
+        "zone": estimated.zones[rows],
+        **{aspect_column(name): values[rows] for name, values in estimated.aspects.items()},
+    }
 
 
 def resolve_method(method_name: Any, task: type[Task]) -> str:
@@ -207,9 +194,10 @@ def choose_name(
     Raises:
         InputError: It is taken, or no name.
     """
+    listed = {one.name for one in store.results()}
     if given is not None:
         name = as_name(given, "result_name")
-        if name in taken or is_taken(store, name):
+        if name in taken or name in listed:
             raise InputError(
                 f"there is a result {name!r} already; choose another result_name, or leave it out "
                 "to get a free one"
@@ -217,23 +205,8 @@ def choose_name(
         return name
     start = "_".join([*model_version, method, created_at.strftime("%Y%m%d")])
     numbered = (f"{start}_{number}" for number in count(2))
-    names = (name for name in chain([start], numbered) if name not in taken)
-    return next(name for name in names if not is_taken(store, name))
-
-
-def is_taken(store: Store, name: str) -> bool:
-    """Tell whether a result has this name, or is about to.
-
-    A folder is made a moment before its result is entered in the catalogue; one that was never
-    entered was left by a process that died in that moment.
-    """
-    if name in {one.name for one in store.results()}:
-        return True
-    try:
-        age = time.time() - store.result_folder(name).stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return age < ABOUT_TO
+    names = chain([start], numbered)
+    return next(name for name in names if name not in taken and name not in listed)
 
 
 def notes(selection: Selection, estimated: Estimated) -> list[str]:

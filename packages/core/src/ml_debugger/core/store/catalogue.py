@@ -1,11 +1,11 @@
 """The database of a store: transactions, and the SQLite file that it is by default."""
 
-import fcntl
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
+from ml_debugger.core.locks import locked
 from ml_debugger.core.store import schema
 
 BUSY_SECONDS = 30
+CONNECTIONS = 4  # that are kept
 PAGE_BYTES = 16384
 WRITE = {"begin": "BEGIN IMMEDIATE"}
 
@@ -58,7 +60,8 @@ class SqliteCatalogue:
             SchemaError: A newer version of ml-debugger wrote it.
         """
         self.path = path
-        self._gate = threading.RLock()
+        self._gate = _Gate()
+        self._writers = threading.RLock()
         self._engine = sqlite_engine(path)
         self._finalize = weakref.finalize(self, self._engine.dispose)
         try:
@@ -78,7 +81,7 @@ class SqliteCatalogue:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is committed, durably, when the block ends without an error."""
-        with self._gate, _explained(self.path):
+        with self._gate, self._writers, _explained(self.path):
             engine = self._engine.execution_options(**WRITE)
             with Session(engine, autoflush=False) as session, session.begin():
                 yield session
@@ -91,25 +94,73 @@ class SqliteCatalogue:
 
     def close(self) -> None:
         """Close the connections; idempotent, and a later transaction opens a new one."""
-        with self._gate:
-            self._engine.dispose()
+        self._engine.dispose()  # a connection in use is closed by whoever is done with it
 
     def pause(self) -> None:
-        """Close the connections and let no other thread open one until `resume`."""
-        self._gate.acquire()
+        """Close the connections, once nobody uses one, and let nobody open one until `resume`."""
+        self._gate.shut()
         self._engine.dispose()
 
     def resume(self) -> None:
         """Let other threads in again."""
-        self._gate.release()
+        self._gate.open()
 
     def _prepare(self) -> None:
         use_wal(self._engine)
+        with self._engine.connect() as connection:  # first: to write may be to wait
+            if _is_ready(connection):
+                return
         with self._engine.execution_options(**WRITE).begin() as connection:
             try:
                 schema.prepare(connection)
             except (StoreError, SchemaError) as error:
                 raise type(error)(f"{self.path}: {error}") from None
+
+
+def _is_ready(connection: Connection) -> bool:
+    with suppress(StoreError):  # said by whoever prepares it
+        return schema.number_of(connection) == schema.SCHEMA
+    return False
+
+
+class _Gate:
+    """Lets any number of threads in, and none while one of them has shut it.
+
+    Whoever is inside may enter again, and shut it.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: Counter[int] = Counter()  # how often each thread is
+        self._shutting = False
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            while self._shutting and me not in self._inside:
+                self._changed.wait()
+            self._inside[me] += 1
+
+    def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
+                self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Wait until all others are out, and let nobody in."""
+        self._changed.acquire()
+        self._shutting = True
+        while self._inside.keys() - {threading.get_ident()}:
+            self._changed.wait()
+
+    def open(self) -> None:
+        """Let others in again."""
+        self._shutting = False
+        self._changed.notify_all()
+        self._changed.release()
 
 
 def sqlite_engine(path: Path) -> Engine:
@@ -119,7 +170,12 @@ def sqlite_engine(path: Path) -> Engine:
     """
     arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
     engine = create_engine(
-        f"sqlite:///{path}", connect_args=arguments, pool_size=1, hide_parameters=True
+        f"sqlite:///{path}",
+        connect_args=arguments,
+        pool_size=CONNECTIONS,
+        max_overflow=-1,  # as many as there are threads
+        pool_use_lifo=True,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
@@ -144,23 +200,6 @@ def use_wal(engine: Engine) -> None:
             raw: Any = connection.connection.dbapi_connection
             raw.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # only before the first table
             raw.execute("PRAGMA journal_mode = WAL")
-
-
-@contextmanager
-def locked(lock: Path) -> Iterator[None]:
-    """Let one process at a time create or migrate; a crash gives the lock back."""
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write in {lock.parent}: {error.strerror}; the store needs a writable "
-            "folder. Choose one with MLD_HOME or home="
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 @contextmanager

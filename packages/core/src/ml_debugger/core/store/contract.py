@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ml_debugger.core.records import Batch, ModelVersion, Settings
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: Why a process records.
 Purpose = Literal["training", "monitoring", "data_filter"]
 PURPOSES: tuple[Purpose, ...] = ("training", "monitoring", "data_filter")
+
+PART_BYTES = 8 << 20  # of what is sent to a service at once, unless a single chunk is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class Scope:
 
 
 EVERYTHING = Scope()
+
+
+class LeftOut(NamedTuple):
+    """A chunk that a service cannot be sent, and why."""
+
+    n_epoch: int | None
+    inputs: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

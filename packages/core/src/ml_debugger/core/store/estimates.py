@@ -52,7 +52,7 @@ def missing(catalogue: Catalogue, result: str, where: Sequence[Place]) -> list[i
 
 
 def write(
-    catalogue: Catalogue, result: str, where: Sequence[Place], columns: Mapping[str, NDArray[Any]]
+    session: Session, result: str, where: Sequence[Place], columns: Mapping[str, NDArray[Any]]
 ) -> None:
     """Store columns with one value a row of the places, replacing what these chunks had.
 
@@ -67,22 +67,21 @@ def write(
             raise InputError(f"estimate {name!r} has dtype {array.dtype}, which cannot be stored")
     if not arrays:
         raise InputError("there is no column to write")
-    with catalogue.writing() as session:
-        alive = _alive(session, where)
-        for start in range(0, len(where), AT_ONCE):
-            part = [p for p in where[start : start + AT_ONCE] if p.chunk.id in alive and p.length]
-            if not part:
-                continue
-            session.execute(
-                delete(EstimateRow).where(
-                    col(EstimateRow.result) == result,
-                    col(EstimateRow.chunk_id).in_([place.chunk.id for place in part]),
-                )
+    here = alive(session, [place.chunk.id for place in where])
+    for start in range(0, len(where), AT_ONCE):
+        part = [p for p in where[start : start + AT_ONCE] if p.chunk.id in here and p.length]
+        if not part:
+            continue
+        session.execute(
+            delete(EstimateRow).where(
+                col(EstimateRow.result) == result,
+                col(EstimateRow.chunk_id).in_([place.chunk.id for place in part]),
             )
-            for name, array in arrays.items():
-                session.execute(
-                    insert(EstimateRow), [_row(result, name, array, place) for place in part]
-                )
+        )
+        for name, array in arrays.items():
+            session.execute(
+                insert(EstimateRow), [_row(result, name, array, place) for place in part]
+            )
 
 
 def read(catalogue: Catalogue, result: str, name: str, where: Sequence[Place]) -> NDArray[Any]:
@@ -124,8 +123,8 @@ def read(catalogue: Catalogue, result: str, name: str, where: Sequence[Place]) -
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _alive(session: Session, where: Sequence[Place]) -> set[int | None]:
-    numbers = [place.chunk.id for place in where]
+def alive(session: Session, numbers: Sequence[int]) -> set[int | None]:
+    """Return those of some chunks that are still there, by their numbers."""
     found: set[int | None] = set()
     for start in range(0, len(numbers), AT_ONCE):
         part = numbers[start : start + AT_ONCE]

@@ -2,12 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
+from numpy.typing import NDArray
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
@@ -18,9 +22,11 @@ from ml_debugger.core.store import compaction, registration
 from ml_debugger.core.store.catalogue import Catalogue, SqliteCatalogue
 from ml_debugger.core.store.chunks import ChunkSource
 from ml_debugger.core.store.contract import ResultInfo, VersionInfo
+from ml_debugger.core.store.estimates import alive
 from ml_debugger.core.store.home import folder_name, prepare, sweep
+from ml_debugger.core.store.records import Records
 from ml_debugger.core.store.repository import LocalRepository, moment
-from ml_debugger.core.store.segments import FolderSegments, Segments
+from ml_debugger.core.store.segments import FolderSegments, Segments, sync_folder
 from ml_debugger.core.store.tables import (
     ChunkRow,
     EstimateRow,
@@ -40,6 +46,8 @@ class Store:
 
     Attributes:
         home: The folder.
+        fence: Entered when all of a result but its commit is done, and left after that; raises
+            where it may not be entered (any longer).
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Store:
         self._catalogue = catalogue or SqliteCatalogue(self.home / "catalogue.db")
         self._segments = segments or FolderSegments(self.home / "segments")
         self._source = ChunkSource(self._catalogue, self._segments)
+        self.fence: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def register(
         self,
@@ -75,7 +84,7 @@ class Store:
         layers: Mapping[str, str],
         fields: Sequence[Mapping[str, Any]] = (),
         label_fields: Sequence[Mapping[str, Any]] = (),
-        recreate: bool = False,
+        recreate: bool | registration.Unfit = False,
     ) -> LocalRepository:
         """Create a model version, or open it for recording under the same conditions.
 
@@ -90,7 +99,8 @@ class Store:
                 default.
             label_fields: The same for ground truth.
             recreate: Delete the version's records first, and let the model name stand for this
-                architecture where no other version of it has records.
+                architecture where no other version of it has records. "unfit": only where the
+                declaration does not fit the earlier one, and only if there are no records.
 
         Raises:
             ArchitectureMismatchError: The model name stands for another architecture.
@@ -141,25 +151,8 @@ class Store:
 
     def versions(self) -> list[VersionInfo]:
         """Return all model versions, in the order in which they were registered."""
-        query = (
-            select(VersionRow, ModelRow)
-            .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
-            .outerjoin(ChunkRow, col(ChunkRow.version_id) == VersionRow.id)
-            .add_columns(
-                col(ChunkRow.n_epoch),
-                func.sum(ChunkRow.inputs),
-                func.sum(ChunkRow.nbytes),
-                func.max(ChunkRow.written_at),
-            )
-            .group_by(col(VersionRow.id), col(ModelRow.id), col(ChunkRow.n_epoch))
-            .order_by(col(VersionRow.id), func.max(ChunkRow.id))
-        )
         with self._catalogue.reading() as session:
-            rows = session.execute(query).all()
-            by_version: dict[int | None, list[Any]] = {}
-            for row in rows:
-                by_version.setdefault(row[0].id, []).append(row)
-            return [_version_info(found) for found in by_version.values()]
+            return listed_versions(session)
 
     def add_result(
         self,
@@ -171,36 +164,70 @@ class Store:
         options: Mapping[str, Any],
         created_at: datetime,
         completed_at: datetime,
+        draft: Path | None = None,
+        estimates: Iterable[tuple[Records, Mapping[str, NDArray[Any]]]] = (),
     ) -> None:
-        """Enter an evaluation result; its folder is the caller's.
+        """Enter an evaluation result with all that belongs to it, or nothing of it.
+
+        Args:
+            name: What it is called.
+            version: What it is of.
+            method: How it was made.
+            n_epoch: Of which epoch it is.
+            options: What was asked for.
+            created_at: When it was begun.
+            completed_at: When it was done.
+            draft: A folder with its files, which is moved to where they belong.
+            estimates: What it derived for records; see `Records.write_estimates`.
 
         Raises:
-            InputError: The name is taken, or there is no such version.
+            InputError: The name is taken, there is no such version, or all of the records for
+                which something was derived were deleted meanwhile.
         """
         version = ModelVersion(*version)
-        with self._catalogue.writing() as session:
+        with ExitStack() as last, self._catalogue.writing() as session:
             if session.exec(select(ResultRow).where(ResultRow.name == name)).first():
                 raise InputError(f"there is a result {name!r} already; choose another result_name")
             query = _versions().where(ModelRow.name == version.model_name)
             found = session.exec(query.where(VersionRow.name == version.version_name)).first()
             if found is None or found[0].id is None:
                 raise InputError(f"no model version {version} in {self.home}")
-            session.add(
-                ResultRow(
-                    name=name,
-                    version_id=found[0].id,
-                    method=method,
-                    n_epoch=json.dumps(n_epoch),
-                    options=json.dumps(dict(options)),
-                    created_at=created_at.isoformat(),
-                    completed_at=completed_at.isoformat(),
-                )
+            row = ResultRow(
+                name=name,
+                version_id=found[0].id,
+                method=method,
+                n_epoch=json.dumps(n_epoch),
+                options=json.dumps(dict(options)),
+                created_at=created_at.isoformat(),
+                completed_at=completed_at.isoformat(),
             )
+            session.add(row)
+            session.flush()
+            session.execute(delete(EstimateRow).where(col(EstimateRow.result) == name))
+            judged: set[int] = set()
+            for records, columns in estimates:
+                records.write_estimates(name, columns, session)
+                judged.update(records.chunks)
+            if judged and not alive(session, sorted(judged)):
+                raise InputError(f"the records of {version} were deleted meanwhile")
+            last.enter_context(self.fence())
+            if draft is not None:  # at the end: what fails before leaves no folder
+                self._take_place(draft, Store.result_folder(self, name))
+
+    def _take_place(self, draft: Path, folder: Path) -> None:
+        """Move a folder to where a result belongs, in the transaction that enters it.
+
+        There is one such transaction at a time, so whatever has the place and is not listed was
+        left by a process that died in one.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        sync_folder(folder.parent)
 
     def results(self, version: ModelVersion | None = None) -> list[ResultInfo]:
         """Return the results of a version, or of all, in the order in which they were entered."""
         with self._catalogue.reading() as session:
-            found = _results(session)
+            found = listed(session)
         return [one for one in found if version is None or one.version == tuple(version)]
 
     def result(self, name: str) -> ResultInfo:
@@ -216,22 +243,29 @@ class Store:
         raise ResultNotFoundError(_no_result(name, (one.name for one in found)))
 
     def drop_result(self, name: str) -> None:
-        """Forget a result and the columns derived for it; its folder is the caller's.
+        """Delete a result: its files, and the columns derived for it.
 
         Raises:
             ResultNotFoundError: There is none of this name.
         """
-        with self._catalogue.writing() as session:
-            row = session.exec(select(ResultRow).where(ResultRow.name == name)).first()
-            if row is None:
-                raise ResultNotFoundError(_no_result(name, session.exec(select(ResultRow.name))))
-            session.delete(row)
-        self.drop_estimates(name)
-
-    def drop_estimates(self, name: str) -> None:
-        """Forget the columns derived for a result, whether or not it was ever added."""
-        with self._catalogue.writing() as session:
-            session.execute(delete(EstimateRow).where(col(EstimateRow.result) == name))
+        folder = Store.result_folder(self, name)
+        aside = folder.with_name(f".{uuid.uuid4().hex}.tmp")  # `sweep` knows it by that
+        with ExitStack() as undo:
+            with self._catalogue.writing() as session:
+                row = session.exec(select(ResultRow).where(ResultRow.name == name)).first()
+                if row is None:
+                    known = session.exec(select(ResultRow.name))
+                    raise ResultNotFoundError(_no_result(name, known))
+                session.delete(row)
+                session.execute(delete(EstimateRow).where(col(EstimateRow.result) == name))
+                session.flush()
+                # within the transaction: the next one may enter another result of this name
+                with suppress(FileNotFoundError):
+                    folder.rename(aside)
+                    undo.callback(aside.rename, folder)
+                    os.utime(aside)  # its age counts from now on
+            undo.pop_all()
+        shutil.rmtree(aside, ignore_errors=True)
 
     def result_folder(self, name: str) -> Path:
         """Return where a result's files belong: in the store, whatever the name; maybe not made."""
@@ -244,9 +278,19 @@ class Store:
         """
         if not isinstance(self._segments, FolderSegments):
             return 0  # they are given back by whoever keeps them
-        sweep(self.home / "results")
+        self._sweep_results()
         self._segments.end()  # what this process appended to may be rewritten too
         return compaction.compact(self._catalogue, self._segments.folder)
+
+    def _sweep_results(self) -> None:
+        """Delete the folders of results that are not listed (any longer)."""
+        folder = self.home / "results"
+        sweep(folder)
+        with self._catalogue.writing() as session:  # while nobody enters one
+            listed = {folder_name(name) for name in session.exec(select(ResultRow.name))}
+            for one in folder.glob("[!.]*"):
+                if one.name not in listed:
+                    shutil.rmtree(one, ignore_errors=True)
 
     def verify(self) -> list[str]:
         """Read everything once and return what is damaged, in words; empty when sound."""
@@ -282,40 +326,70 @@ def _versions() -> Any:
     return select(VersionRow, ModelRow).join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
 
 
+def listed_versions(
+    session: Session, *conditions: Any, limit: int | None = None
+) -> list[VersionInfo]:
+    """Return the versions that meet conditions on `VersionRow` and `ModelRow`, by their numbers."""
+    chosen = select(VersionRow.id).join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+    chosen = chosen.where(*conditions).order_by(col(VersionRow.id)).limit(limit)
+    query = (
+        select(VersionRow.id, VersionRow.name, VersionRow.task, ModelRow.name)
+        .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+        .outerjoin(ChunkRow, col(ChunkRow.version_id) == VersionRow.id)
+        .add_columns(
+            col(ChunkRow.n_epoch),
+            func.sum(ChunkRow.inputs),
+            func.sum(ChunkRow.nbytes),
+            func.max(ChunkRow.written_at),
+        )
+        .group_by(col(VersionRow.id), col(ModelRow.id), col(ChunkRow.n_epoch))
+        .order_by(col(VersionRow.id), func.max(ChunkRow.id))
+    )
+    if conditions or limit is not None:
+        query = query.where(col(VersionRow.id).in_(chosen))
+    by_version: dict[int, list[Any]] = {}
+    for row in session.execute(query):
+        by_version.setdefault(row[0], []).append(row)
+    return [_version_info(found) for found in by_version.values()]
+
+
 def _version_info(rows: Sequence[Any]) -> VersionInfo:
-    version, model, *_ = rows[0]
-    epochs = [row for row in rows if row[5] is not None]
+    number, name, task, model_name, *_ = rows[0]
+    epochs = [row for row in rows if row[7] is not None]
     return VersionInfo(
-        number=version.id,
-        version=ModelVersion(model.name, version.name),
-        task=version.task,
-        records=sum(int(row[3]) for row in epochs),
-        epochs=tuple(row[2] for row in epochs),
-        bytes=sum(int(row[4]) for row in epochs),
-        last_written=moment(max(row[5] for row in epochs)) if epochs else None,
+        number=number,
+        version=ModelVersion(model_name, name),
+        task=task,
+        records=sum(int(row[5]) for row in epochs),
+        epochs=tuple(row[4] for row in epochs),
+        bytes=sum(int(row[6]) for row in epochs),
+        last_written=moment(max(row[7] for row in epochs)) if epochs else None,
     )
 
 
-def _results(session: Session) -> list[ResultInfo]:
+def listed(session: Session, *conditions: Any, limit: int | None = None) -> list[ResultInfo]:
+    """Return the results that meet conditions on the tables joined here, by their numbers."""
     query = (
-        select(ResultRow, VersionRow, ModelRow)
+        select(ResultRow, col(VersionRow.name), col(VersionRow.task), col(ModelRow.name))
         .join(VersionRow, col(VersionRow.id) == ResultRow.version_id)
         .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+        .where(*conditions)
         .order_by(col(ResultRow.id))
+        .limit(limit)
     )
     return [
         ResultInfo(
             number=row.id or 0,
             name=row.name,
-            version=ModelVersion(model.name, version.name),
-            task=version.task,
+            version=ModelVersion(model_name, version_name),
+            task=task,
             method=row.method,
             n_epoch=json.loads(row.n_epoch),
             created_at=datetime.fromisoformat(row.created_at),
             completed_at=datetime.fromisoformat(row.completed_at),
             options=json.loads(row.options),
         )
-        for row, version, model in session.exec(query)
+        for row, version_name, task, model_name in session.execute(query)
     ]
 
 

@@ -46,6 +46,8 @@ from ml_debugger.core.store.segments import ALIGNMENT, Bytes, checksum
 MAGIC = b"MLDPART\x01"
 HEADER_BYTES = 2 << 20
 NAME = re.compile(r"(input|label|predicted|actual)/[^/\x00]{1,200}")
+#: What a chunk is called everywhere: its store, its number there, and the checksum of its bytes.
+ORIGIN = r"^[0-9a-f]{32}:[0-9]{1,18}:[0-9a-f]{16}$"
 NUMBERS = re.compile(r"[<|](?:[iu][1248]|f[248]|b1)")
 VALUE_BYTES = 1 << 31  # of one value: more than any layer gives, and no size overflows
 MOMENTS = [
@@ -87,7 +89,7 @@ class RunHeader(_Strict):
 class ChunkHeader(_Strict):
     """A chunk; see `ChunkRow`. `run` is the position of its run in the part's header."""
 
-    origin: Annotated[str, Field(pattern=r"^[0-9a-f]{32}:[0-9]{1,18}:[0-9a-f]{16}$")]
+    origin: Annotated[str, Field(pattern=ORIGIN)]
     run: _Count
     n_epoch: _Int64 | None
     dataset_type: Annotated[_Text, Field(max_length=200)]  # as any name; it is in an index

@@ -1,6 +1,7 @@
 """The reading view: a fixed set of records, read column by column."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from sqlmodel import Session
 
 from ml_debugger.core.errors import InputError
 from ml_debugger.core.store import estimates
@@ -210,7 +212,9 @@ class Records:
         numbers = estimates.missing(self._source.catalogue, result, self._places("predicted"))
         return self._part(numbers) if numbers else None
 
-    def write_estimates(self, result: str, columns: Mapping[str, NDArray[Any]]) -> None:
+    def write_estimates(
+        self, result: str, columns: Mapping[str, NDArray[Any]], session: Session | None = None
+    ) -> None:
         """Store columns that a result derives for these records: all or none, durable on return.
 
         Columns stored for them before, under whatever name, are replaced. Records deleted
@@ -219,8 +223,11 @@ class Records:
         Args:
             result: The name of the result.
             columns: One value for each predicted unit, in order.
+            session: A transaction of the catalogue to do it in; one of its own by default.
         """
-        estimates.write(self._source.catalogue, result, self._places("predicted"), columns)
+        where = self._places("predicted")
+        with self._source.catalogue.writing() if session is None else nullcontext(session) as one:
+            estimates.write(one, result, where, columns)
 
     def estimates(self, result: str, name: str) -> NDArray[Any]:
         """Return a column written with `write_estimates`, for all predicted units.

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from sqlmodel import Session, col, select
 
@@ -14,6 +15,7 @@ from ml_debugger.core.store.columns import FIELD_TYPES
 from ml_debugger.core.store.sending import delete_chunks
 from ml_debugger.core.store.tables import ChunkRow, ModelRow, VersionRow
 
+Unfit = Literal["unfit"]
 RESERVED = ("id", "recorded_at", "dataset_type", "n_epoch", "run")
 
 
@@ -26,10 +28,41 @@ def register(
     layers: Mapping[str, str],
     fields: Sequence[Mapping[str, Any]],
     label_fields: Sequence[Mapping[str, Any]],
-    recreate: bool,
+    recreate: bool | Unfit,
 ) -> int:
     """Return the number of a version's row, made or brought up to date; see `Store.register`."""
     version = ModelVersion(*version)
+    declare = partial(
+        _register,
+        session,
+        version,
+        task=task,
+        architecture=architecture,
+        layers=layers,
+        fields=fields,
+        label_fields=label_fields,
+    )
+    if recreate != "unfit":
+        return declare(recreate=recreate)
+    try:
+        return declare(recreate=False)
+    except (ArchitectureMismatchError, InputError):
+        if _has_records(session, version):
+            raise
+        return declare(recreate=True)
+
+
+def _register(
+    session: Session,
+    version: ModelVersion,
+    *,
+    task: str,
+    architecture: Sequence[str],
+    layers: Mapping[str, str],
+    fields: Sequence[Mapping[str, Any]],
+    label_fields: Sequence[Mapping[str, Any]],
+    recreate: bool,
+) -> int:
     if not version.model_name or not version.version_name:
         raise InputError("model_name and version_name must not be empty")
     model = _model(session, version, list(architecture), recreate=recreate)
@@ -61,6 +94,16 @@ def register(
     session.flush()
     assert row.id is not None  # flushed
     return row.id
+
+
+def _has_records(session: Session, version: ModelVersion) -> bool:
+    query = (
+        select(ChunkRow.id)
+        .join(VersionRow, col(VersionRow.id) == ChunkRow.version_id)
+        .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+        .where(ModelRow.name == version.model_name, VersionRow.name == version.version_name)
+    )
+    return session.exec(query.limit(1)).first() is not None
 
 
 def _merged_layers(

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, get_args
@@ -16,7 +18,7 @@ from sqlalchemy import func, insert, true
 from sqlmodel import Session, col, select
 from typing_extensions import override
 
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.records import Batch, ModelVersion, Settings
 from ml_debugger.core.store.chunks import Chunk, ChunkSource
 from ml_debugger.core.store.columns import FIELD_TYPES, Encoded, encode
@@ -29,7 +31,7 @@ from ml_debugger.core.store.contract import (
     Scope,
 )
 from ml_debugger.core.store.live import LiveRows
-from ml_debugger.core.store.parts import ChunkHeader, Part, RunHeader, brief
+from ml_debugger.core.store.parts import ORIGIN, ChunkHeader, Part, RunHeader, brief
 from ml_debugger.core.store.records import Records
 from ml_debugger.core.store.segments import checksum
 from ml_debugger.core.store.sending import Outbox, delete_chunks
@@ -37,12 +39,16 @@ from ml_debugger.core.store.tables import (
     ChunkRow,
     ForgottenRow,
     LayoutRow,
+    ModelRow,
     RunRow,
     SegmentRow,
     VersionRow,
 )
 
 CHUNK_BYTES = 64 << 20
+
+#: Decides, while it is entered, about the chunks that are about to be added.
+Admission = AbstractContextManager[Callable[[Sequence[ChunkHeader]], None]]
 
 
 class LocalRepository(Repository):
@@ -144,7 +150,7 @@ class LocalRepository(Repository):
             offsets = [start + end - chunk.nbytes for end, chunk in zip(ends, chunks, strict=True)]
             self._insert(session, [number] * len(chunks), chunks, sums, segment, offsets)
 
-    def adopt(self, part: Part) -> int:
+    def adopt(self, part: Part, admission: Admission | None = None) -> int:
         """Add chunks of another store, all of them or none; durable on return.
 
         Those that are here already, by their origin, are left as they are, and those that were
@@ -152,17 +158,17 @@ class LocalRepository(Repository):
 
         Args:
             part: The chunks. Everything in it is checked first.
+            admission: Entered before the transaction and left after it. What it gives is called
+                in it with the chunks that are about to be added, and may raise.
 
         Returns:
             How many inputs were added.
 
         Raises:
             InputError: The part cannot be believed, or does not fit this version.
-            StoreError: It cannot be written.
+            StoreError: It cannot be written, or the version was declared anew meanwhile.
         """
-        part.check(
-            *({k["name"]: k["type"] for k in one} for one in (self.fields, self.label_fields))
-        )
+        part.check(_types(self.fields), _types(self.label_fields))
         missing = {one.origin for one in self.missing(part)}
         wanted = [
             pair
@@ -173,8 +179,10 @@ class LocalRepository(Repository):
             return 0
         with (
             self._segments.appended([body for _, body in wanted]) as (segment, offset),
+            admission or nullcontext(_anything) as admit,
             self._catalogue.writing() as session,
         ):
+            self._check_declaration(session)
             here = self._here(session, part)  # another request may have brought it meanwhile
             runs = [self._adopted_run(session, one) for one in part.header.runs]
             starts = accumulate((body.nbytes for _, body in wanted), initial=offset)
@@ -185,6 +193,7 @@ class LocalRepository(Repository):
             ]
             chunks, places = [one for one, _ in new], [start for _, start in new]
             if chunks:
+                admit(chunks)
                 owners = [runs[one.run] for one in chunks]
                 sums = [one.crc for one in chunks]
                 self._insert(session, owners, chunks, sums, segment, places)
@@ -206,7 +215,13 @@ class LocalRepository(Repository):
         """Delete chunks that were adopted, by their origin; return how many were here.
 
         Those that were not are not taken in any more: they may still be on their way.
+
+        Raises:
+            InputError: Something else is among them than what chunks are called.
         """
+        for one in origins:
+            if not re.fullmatch(ORIGIN, one):
+                raise InputError(f"no chunk is called {one[:80]!r}; expected store:number:checksum")
         mine = (col(ChunkRow.version_id) == self.number, col(ChunkRow.origin).in_(origins))
         with self._catalogue.writing() as session:
             found = len(session.exec(select(ChunkRow.id).where(*mine)).all())
@@ -230,6 +245,23 @@ class LocalRepository(Repository):
                 "fields": json.loads(row.fields),
                 "label_fields": json.loads(row.label_fields),
             }
+
+    def _check_declaration(self, session: Session) -> None:
+        """Refuse to go on where the version is not what this repository was opened as.
+
+        Fields may have been added.
+        """
+        row, digest = session.exec(
+            select(VersionRow, ModelRow.architecture_hash)
+            .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
+            .where(VersionRow.id == self.number)
+        ).one()
+        if (
+            (row.task, digest) != (self.task, self.architecture_hash)
+            or not _types(self.fields).items() <= _types(json.loads(row.fields)).items()
+            or not _types(self.label_fields).items() <= _types(json.loads(row.label_fields)).items()
+        ):
+            raise StoreError(f"{self.version} was declared anew meanwhile; open it and try again")
 
     def outbox(self, service: str) -> Outbox:
         """Return what is to be sent to a service, which is called by any text that is its own."""
@@ -420,6 +452,15 @@ class LocalRepository(Repository):
     @override
     def close(self) -> None:
         self._live.clear()
+
+
+def _types(fields: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the types of additional fields, by name."""
+    return {one["name"]: one["type"] for one in fields}
+
+
+def _anything(_: Sequence[ChunkHeader]) -> None:
+    """Admit any chunks."""
 
 
 def moment(nanoseconds: int) -> datetime:

@@ -6,7 +6,18 @@ Written for any database that SQLAlchemy knows, so that a catalogue is the same 
 import uuid
 from collections.abc import Callable
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    inspect,
+    text,
+)
 from sqlmodel import col, delete, insert, select
 
 from ml_debugger.core.errors import SchemaError, StoreError
@@ -25,12 +36,40 @@ def _add_sync(connection: Connection) -> None:
     """Let chunks be known under one name wherever they are, and remember where they were sent."""
     connection.execute(text("ALTER TABLE chunk ADD COLUMN origin VARCHAR"))
     connection.execute(text("CREATE UNIQUE INDEX chunk_origin ON chunk (origin)"))
-    new = [Base.metadata.tables[name] for name in ("identity", "upload", "withdrawal", "forgotten")]
-    Base.metadata.create_all(connection, tables=new)
-    _identify(connection)
+    tables = MetaData()
+    chunk = Table("chunk", tables, Column("id", Integer, primary_key=True))
+    new = [
+        Table("identity", tables, Column("uuid", String, primary_key=True)),
+        Table(
+            "upload",
+            tables,
+            Column("service", String, primary_key=True),
+            Column(
+                "chunk_id",
+                ForeignKey(chunk.c.id, ondelete="CASCADE"),
+                primary_key=True,
+                index=True,
+            ),
+            Column("origin", String, nullable=False),
+            Column("saved", Boolean, nullable=False),
+        ),
+        Table(
+            "withdrawal",
+            tables,
+            Column("id", Integer, primary_key=True),
+            Column("service", String, nullable=False, index=True),
+            Column("model_name", String, nullable=False),
+            Column("version_name", String, nullable=False),
+            Column("origin", String, nullable=False),
+        ),
+        Table("forgotten", tables, Column("origin", String, primary_key=True)),
+    ]
+    tables.create_all(connection, tables=new)
+    connection.execute(new[0].insert().values(uuid=uuid.uuid4().hex))
 
 
-#: What turns a catalogue of schema `n` into one of schema `n + 1`, by `n`.
+#: What turns a catalogue of schema `n` into one of schema `n + 1`, by `n`. Each says in full what
+#: it makes: the tables in `tables.py` are those of the latest schema.
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_settings, 2: _add_sync}
 
 
@@ -73,7 +112,7 @@ def prepare(connection: Connection, namespace: str | None = None) -> None:
     if number is None:
         Base.metadata.create_all(connection)
         connection.execute(insert(SchemaRow).values(number=SCHEMA))
-        _identify(connection)
+        connection.execute(insert(IdentityRow).values(uuid=uuid.uuid4().hex))
         return
     if number > SCHEMA:
         raise SchemaError(
@@ -85,7 +124,3 @@ def prepare(connection: Connection, namespace: str | None = None) -> None:
     if number != SCHEMA:
         connection.execute(delete(SchemaRow).where(col(SchemaRow.number) == number))
         connection.execute(insert(SchemaRow).values(number=SCHEMA))
-
-
-def _identify(connection: Connection) -> None:
-    connection.execute(insert(IdentityRow).values(uuid=uuid.uuid4().hex))

@@ -1,6 +1,7 @@
 """The files that hold recorded values: appended to by one process, read by any."""
 
 import fcntl
+import itertools
 import os
 import threading
 import uuid
@@ -21,7 +22,7 @@ ALIGNMENT = 64
 SEGMENT_BYTES = 1 << 30
 SUFFIX = ".seg"
 IOV_MAX = os.sysconf("SC_IOV_MAX")
-OPEN_FILES = 256
+OPEN_FILES = 256  # of all readers of a process
 GROUP_BYTES = 64 << 20
 
 Bytes = memoryview
@@ -169,9 +170,7 @@ class SegmentReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
-        self._files: OrderedDict[str, _File] = OrderedDict()
-        _readers.add(self)
+        self._number = next(_numbers)
 
     def read(self, name: str, offset: int, out: Bytes) -> None:
         """Fill `out` with the bytes at an offset.
@@ -201,27 +200,14 @@ class SegmentReader:
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
-        with self._lock:
-            self._files.clear()
+        _opened.forget(self._number)
 
     def forget(self, name: str) -> None:
         """Close a file that was deleted, which takes space until nobody reads from it."""
-        with self._lock:
-            self._files.pop(name, None)
-
-    def renew(self) -> None:
-        """Take a new lock after a fork: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
+        _opened.forget(self._number, name)
 
     def _file(self, name: str) -> "_File":
-        with self._lock:
-            file = self._files.get(name)
-            if file is None:
-                file = self._files[name] = _File(self._folder / (name + SUFFIX))
-                if len(self._files) > OPEN_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(name)
-            return file
+        return _opened.get(self._number, name, self._folder / (name + SUFFIX))
 
 
 class FolderSegments:
@@ -258,23 +244,53 @@ class FolderSegments:
         self._reader.close()
 
 
-_readers: "weakref.WeakSet[SegmentReader]" = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for reader in list(_readers):
-        reader.renew()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
-
-
 class _File:
     """A descriptor that is closed when nobody reads through it any more."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.fd).atexit = False
+
+
+class _Opened:
+    """The files that the readers of a process keep open: a few, whatever number of stores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # those of a reader that is no more are the oldest some time
+        self._files: OrderedDict[tuple[int, str], _File] = OrderedDict()
+
+    def get(self, reader: int, name: str, path: Path) -> "_File":
+        """Return a file, opened where it is not open."""
+        with self._lock:
+            file = self._files.get((reader, name))
+            if file is None:
+                file = self._files[reader, name] = _File(path)
+                if len(self._files) > OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end((reader, name))
+            return file
+
+    def forget(self, reader: int, name: str | None = None) -> None:
+        """Close a file of a reader, or all."""
+        with self._lock:
+            for key in [one for one in self._files if one[0] == reader]:
+                if name in (None, key[1]):
+                    del self._files[key]
+
+    def names(self, reader: int) -> set[str]:
+        """Return which files of a reader are open."""
+        with self._lock:
+            return {name for one, name in self._files if one == reader}
+
+    def renew(self) -> None:
+        """Take a new lock after a fork: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+
+_opened = _Opened()
+_numbers = itertools.count()
+os.register_at_fork(after_in_child=_opened.renew)
 
 
 def as_bytes(array: NDArray[Any]) -> Bytes:

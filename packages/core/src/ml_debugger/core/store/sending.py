@@ -7,12 +7,15 @@ here is withdrawn there even where nobody heard the answer.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import delete, func, insert, or_, update
 from sqlmodel import Session, col, select
 
+from ml_debugger.core.epochs import EpochChoice
+from ml_debugger.core.errors import StoreError
+from ml_debugger.core.store.contract import PART_BYTES, LeftOut
 from ml_debugger.core.store.parts import (
     HEADER_BYTES,
     ChunkHeader,
@@ -34,12 +37,10 @@ from ml_debugger.core.store.tables import (
 if TYPE_CHECKING:
     from ml_debugger.core.records import ModelVersion
     from ml_debugger.core.store.chunks import Chunk, ChunkSource
+    from ml_debugger.core.store.segments import Bytes
 
-PART_BYTES = 8 << 20  # unless a single chunk is larger
 PART_CHUNKS = 256
 AT_ONCE = 500  # SQLite takes a limited number of values in one statement
-
-EpochChoice = int | Literal["all"] | None
 
 
 class Pending(NamedTuple):
@@ -82,15 +83,18 @@ class Outbox:
 
     def last(self) -> int:
         """Return the number of the chunk written last; 0 where there is none."""
-        query = select(func.max(ChunkRow.id)).where(*self._scope("all"))
+        query = select(ChunkRow.id).where(self._by_number).order_by(col(ChunkRow.id).desc())
         with self._source.catalogue.reading() as session:
-            return session.execute(query).scalar() or 0
+            return session.exec(query.limit(1)).first() or 0
 
-    def pending(self, n_epoch: EpochChoice = "all", *, last: int | None = None) -> Pending:
+    def pending(
+        self, n_epoch: EpochChoice = "all", *, after: int = 0, last: int | None = None
+    ) -> Pending:
         """Return how much of an epoch, or of all, the service has not saved yet.
 
         Args:
             n_epoch: Only of this epoch, or "all".
+            after: Only chunks with larger numbers than this; the time taken depends on theirs.
             last: Only chunks up to this number, if given.
         """
         counts = select(
@@ -98,15 +102,18 @@ class Outbox:
             func.coalesce(func.sum(ChunkRow.inputs), 0),
             func.coalesce(func.sum(ChunkRow.nbytes), 0),
         )
-        query = self._unsaved(counts, n_epoch)
-        if last is not None:
-            query = query.where(col(ChunkRow.id) <= last)
         with self._source.catalogue.reading() as session:
-            row = session.execute(query).one()
+            row = session.execute(self._unsaved(counts, n_epoch, after, last)).one()
         return Pending(*map(int, row))
 
     def next_part(
-        self, n_epoch: EpochChoice = "all", *, after: int = 0
+        self,
+        n_epoch: EpochChoice = "all",
+        *,
+        after: int = 0,
+        last: int | None = None,
+        most: int = PART_CHUNKS,
+        damaged: dict[int, LeftOut] | None = None,
     ) -> tuple[Part, list[int]] | None:
         """Return the oldest chunks that are not saved yet, as one part, and their numbers.
 
@@ -115,15 +122,30 @@ class Outbox:
         Args:
             n_epoch: Only of this epoch, or "all".
             after: Only chunks with larger numbers than this.
+            last: Only chunks up to this number, if given.
+            most: No more chunks than this.
+            damaged: Where to put those that cannot be read, by number, instead of raising.
 
         Raises:
             StoreError: They cannot be read, or have changed on disk.
         """
         while True:
-            found, runs, known, store = self._oldest(n_epoch, after)
+            found, runs, known, store = self._oldest(n_epoch, after, last, most)
             if not found:
                 return None
-            bodies = {chunk.id: self._source.checked(chunk) for chunk in found}
+            after = found[-1].id
+            bodies: dict[int, Bytes] = {}
+            unread: dict[int, LeftOut] = {}
+            for chunk in found:
+                try:
+                    bodies[chunk.id] = self._source.checked(chunk)
+                except StoreError as error:
+                    if damaged is None:
+                        raise
+                    unread[chunk.id] = LeftOut(chunk.n_epoch, chunk.inputs, str(error))
+            if damaged is not None and unread:  # or they were deleted while we read
+                alive = self._alive(unread)
+                damaged.update({k: one for k, one in unread.items() if k in alive})
             origins = {
                 number: known[number] or f"{store}:{number}:{hashlib.sha256(body).hexdigest()[:16]}"
                 for number, body in bodies.items()
@@ -176,7 +198,7 @@ class Outbox:
             )
 
     def _oldest(
-        self, n_epoch: EpochChoice, after: int
+        self, n_epoch: EpochChoice, after: int, last: int | None, most: int
     ) -> "tuple[tuple[Chunk, ...], dict[int, RunRow], dict[int, str | None], str]":
         """Return the chunks of the next part.
 
@@ -188,11 +210,11 @@ class Outbox:
         query = select(ChunkRow.id, ChunkRow.nbytes, text.label("text")).join(
             LayoutRow, col(LayoutRow.id) == ChunkRow.layout_id
         )
-        sizes = self._unsaved(query, n_epoch).where(col(ChunkRow.id) > after)
+        sizes = self._unsaved(query, n_epoch, after, last).order_by(col(ChunkRow.id))
         with self._source.catalogue.reading() as session:
             numbers: list[int] = []
             size = header = 0
-            for row in session.execute(sizes.order_by(col(ChunkRow.id)).limit(PART_CHUNKS)):
+            for row in session.execute(sizes.limit(min(most, PART_CHUNKS))):
                 size += row.nbytes
                 header += row.text
                 if numbers and (size > PART_BYTES or header > HEADER_BYTES // 2):
@@ -208,12 +230,21 @@ class Outbox:
                 runs[number], known[number] = run.model_copy(), origin
             return found, runs, known, session.exec(select(IdentityRow.uuid)).one()
 
-    def _unsaved(self, query: Any, n_epoch: EpochChoice) -> Any:
+    def _unsaved(self, query: Any, n_epoch: EpochChoice, after: int, last: int | None) -> Any:
         sent = (col(UploadRow.chunk_id) == ChunkRow.id) & (col(UploadRow.service) == self._service)
+        conditions = self._scope(n_epoch)
+        if after:
+            conditions = [*conditions[1:], self._by_number, col(ChunkRow.id) > after]
+        if last is not None:
+            conditions.append(col(ChunkRow.id) <= last)
         return query.outerjoin(UploadRow, sent).where(
-            *self._scope(n_epoch),
-            or_(col(UploadRow.saved).is_(None), col(UploadRow.saved).is_(False)),
+            *conditions, or_(col(UploadRow.saved).is_(None), col(UploadRow.saved).is_(False))
         )
+
+    @property
+    def _by_number(self) -> Any:
+        """The version's chunks, in a form that no index fits: they are looked for by number."""
+        return col(ChunkRow.version_id) + 0 == self._number
 
     def _scope(self, n_epoch: EpochChoice) -> list[Any]:
         conditions: list[Any] = [col(ChunkRow.version_id) == self._number]
@@ -228,6 +259,10 @@ class Outbox:
             col(WithdrawalRow.version_name) == self._version.version_name,
         ]
 
+    def _alive(self, numbers: Iterable[int]) -> set[int]:
+        with self._source.catalogue.reading() as session:
+            return _existing(session, numbers)
+
     def _mark(self, origins: Mapping[int, str]) -> set[int]:
         """Note that chunks are about to be sent; return which, without what is deleted by now."""
         numbers = list(origins)
@@ -238,8 +273,7 @@ class Outbox:
                     select(UploadRow.chunk_id).where(mine, col(UploadRow.chunk_id).in_(numbers))
                 )
             )
-            found = session.exec(select(ChunkRow.id).where(col(ChunkRow.id).in_(numbers)))
-            alive = {number for number in found if number is not None}
+            alive = _existing(session, numbers)
             rows = [
                 {"service": self._service, "chunk_id": n, "origin": origins[n], "saved": False}
                 for n in sorted(alive - known)
@@ -247,6 +281,11 @@ class Outbox:
             if rows:
                 session.execute(insert(UploadRow), rows)
         return alive
+
+
+def _existing(session: Session, numbers: Iterable[int]) -> set[int]:
+    found = session.exec(select(ChunkRow.id).where(col(ChunkRow.id).in_(numbers)))
+    return {number for number in found if number is not None}
 
 
 def _run_header(run: RunRow) -> RunHeader:

@@ -117,6 +117,7 @@ class ResultRow(Base, table=True):
     """A named outcome of an evaluation; what it holds lies in a folder."""
 
     __tablename__: ClassVar[str] = "result"
+    __table_args__ = ({"sqlite_autoincrement": True},)  # who has a number meant this result
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
     version_id: int = Field(foreign_key="version.id", index=True)

@@ -1,10 +1,11 @@
 """The connection to a service: requests, and what its answers mean here."""
 
 import hashlib
+import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 120.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
-PATIENCE = 30.0
+RETRY_SECONDS = 30.0  # for which a request is made again
 PASSING = (408, 425, 429)  # what these say may be otherwise a moment later
+UNFIT = (413, 422)  # what these say of a part is not said of others
 BLOCK = 1 << 20
+MOST_BYTES = 64 << 20  # of an answer that is no file
+MOST_SAID = 1 << 20  # of what goes with a refusal
+PAGE = 1000  # results in one answer
 PART_TYPE = "application/vnd.ml-debugger.part+zstd"
 LONGEST_REQUEST = 3600.0  # to be left alone for longer is not believed
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -59,6 +62,13 @@ class Numbered(_Answer):
     id: int
 
 
+class Named(Numbered):
+    """A model version with its name."""
+
+    model_name: str
+    version_name: str
+
+
 class About(_Answer):
     """What is there of a version."""
 
@@ -67,13 +77,17 @@ class About(_Answer):
 
 
 class Job(_Answer):
-    """Work for a service's workers."""
+    """Work for a service's workers; `kind` is what it is, `progress` a share, in [0, 1]."""
 
     id: str
+    kind: str
+    model_name: str
+    version_name: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     result_name: str
     progress: float
     message: str
+    created_at: datetime
 
 
 class Found(_Answer):
@@ -81,6 +95,8 @@ class Found(_Answer):
 
     id: int
     result_name: str
+    model_name: str
+    version_name: str
     task: str
     method_name: str
     n_epoch: int | str | None
@@ -93,7 +109,15 @@ class File(_Answer):
     """A file of a result."""
 
     name: Annotated[str, StringConstraints(pattern=r"^\w{1,50}\.\w{1,20}$")]
+    bytes: int
     sha256: str
+
+
+class Refusal(_Answer):
+    """What goes with a status that is none of success."""
+
+    detail: str
+    kind: str
 
 
 class Taken(_Answer):
@@ -116,6 +140,10 @@ class UnavailableError(SyncError):
 
 class RefusedError(SyncError):
     """The service will not do it, however often it is asked."""
+
+
+class UnfitError(RefusedError):
+    """The service does not take this part; it may take others."""
 
 
 class ServiceClient:
@@ -169,10 +197,17 @@ class ServiceClient:
         return parts.scheme == "https" or parts.hostname in LOOPBACK
 
     @property
-    def place(self) -> str:
-        """A file name for what is kept of this service and this key's project."""
-        public = self._key.rpartition("_")[0]  # the part of a key that is no secret
+    def key_place(self) -> str:
+        """A file name for what is kept of this service and this key."""
+        prefix, _, rest = self._key.partition("_")
+        name, _, secret = rest.partition("_")  # which may hold the same sign
+        public = f"{prefix}_{name}" if secret else ""  # of a key of another form nothing is known
         return hashlib.sha256(f"{self.endpoint} {public}".encode()).hexdigest()[:16]
+
+    @property
+    def project_place(self) -> str:
+        """A file name for what is kept of this service and this project, by whatever key."""
+        return hashlib.sha256(f"{self.endpoint} {self.project}".encode()).hexdigest()[:16]
 
     @property
     def project(self) -> str:
@@ -221,7 +256,11 @@ class ServiceClient:
         return found["id"]
 
     def put_part(self, version: int, digest: str, packed: bytes) -> int:
-        """Send a part, compressed; return how many of its inputs were new there."""
+        """Send a part, compressed; return how many of its inputs were new there.
+
+        Raises:
+            UnfitError: It is too large, or something in it cannot be taken.
+        """
         path = f"{self._project}/versions/{version}/parts/{digest}"
         headers = {"Content-Type": PART_TYPE}
         return self._json(Taken, "PUT", path, data=packed, headers=headers)["records"]
@@ -237,6 +276,10 @@ class ServiceClient:
         found = self._json(list[Numbered], "GET", f"{self._project}/versions", params=named)
         return found[0]["id"] if found else None
 
+    def versions(self) -> list[Named]:
+        """Return all model versions there."""
+        return self._json(list[Named], "GET", f"{self._project}/versions")
+
     def about(self, version: int) -> About:
         """Return what is there of a version."""
         return self._json(About, "GET", f"{self._project}/versions/{version}")
@@ -251,13 +294,24 @@ class ServiceClient:
         """Return how a job is going."""
         return self._json(Job, "GET", f"{self._project}/jobs/{number}")
 
+    def jobs(self, limit: int = 100) -> list[Job]:
+        """Return the project's jobs, the newest first, 1000 at most."""
+        return self._json(list[Job], "GET", f"{self._project}/jobs", params={"limit": limit})
+
     def cancel(self, number: str) -> Job:
         """Stop a job; return how it stands."""
         return self._json(Job, "POST", f"{self._project}/jobs/{number}/cancel")
 
     def results(self, **named: str) -> list[Found]:
         """Return results, all of them or those of a `result_name`, `model_name`, `version_name`."""
-        return self._json(list[Found], "GET", f"{self._project}/results", params=named)
+        found: list[Found] = []
+        while True:
+            after = str(found[-1]["id"] if found else 0)
+            params = {**named, "after": after, "limit": str(PAGE)}
+            page = self._json(list[Found], "GET", f"{self._project}/results", params=params)
+            found += page
+            if len(page) < PAGE:
+                return found
 
     def download(self, result: int, folder: Path) -> None:
         """Fetch a result's files into a folder, each compared with its hash.
@@ -265,20 +319,17 @@ class ServiceClient:
         Raises:
             UnavailableError: A file arrived damaged; try again.
         """
-        import requests
-
         path = f"{self._project}/results/{result}/files"
         for file in self._json(list[File], "GET", path):
-            name = file["name"]
+            name, most = file["name"], file["bytes"]
             digest = hashlib.sha256()
-            answer = self._request("GET", f"{path}/{name}", stream=True)
-            try:
-                with answer, (folder / name).open("xb") as out:
-                    for block in answer.iter_content(BLOCK):
-                        digest.update(block)
-                        out.write(block)
-            except requests.RequestException as error:
-                raise self._unavailable(error) from error
+            with (
+                self._request("GET", f"{path}/{name}", most=most) as answer,
+                (folder / name).open("xb") as out,
+            ):
+                for block in self._blocks(answer, most):
+                    digest.update(block)
+                    out.write(block)
             if digest.hexdigest() != file["sha256"]:
                 raise UnavailableError(f"{name} arrived damaged from {self.endpoint}; try again")
 
@@ -292,61 +343,108 @@ class ServiceClient:
         return f"/projects/{self.project}"
 
     def _json(self, wanted: type[T], method: str, path: str, body: Any = None, **more: Any) -> T:
-        answer = self._request(method, path, json=body, **more)
+        with self._request(method, path, json=body, **more) as answer:
+            content = b"".join(self._blocks(answer, MOST_BYTES))
         try:
-            read: T = _reader(wanted).validate_json(answer.content)  # type: ignore[arg-type]  # a class
+            read: T = _reader(wanted).validate_json(content)  # type: ignore[arg-type]  # a class
             return read
         except ValueError as error:
-            raise RefusedError(
-                f"{self.endpoint} does not answer as an ml-debugger service; check the address"
-            ) from error
+            raise self._stranger() from error
 
-    def _request(self, method: str, path: str, **more: Any) -> "requests.Response":
-        import requests
+    def _request(
+        self, method: str, path: str, *, most: int = 0, **more: Any
+    ) -> "requests.Response":
+        """Return an answer whose body is still to be read, with `_blocks`; `most` is its size."""
+        from ml_debugger.core.service import transport
 
-        url = f"{self.endpoint}/api/v1{path}"
         try:
             answer = self._session.request(
                 method,
-                url,
-                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                f"{self.endpoint}/api/v1{path}",
+                timeout=(transport.CONNECT_SECONDS, transport.allowed_seconds(most)),
                 allow_redirects=False,  # a key is not to follow wherever it is sent
+                stream=True,
                 **more,
             )
-        except requests.RequestException as error:
-            raise self._unavailable(error) from error
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
         if answer.status_code >= 300:
-            raise self._refusal(answer)
+            with answer:
+                raise self._refusal(answer)
         return answer
+
+    def _blocks(self, answer: "requests.Response", most: int) -> Iterator[bytes]:
+        """Yield the body of an answer.
+
+        Raises:
+            UnavailableError: It ends too early, or takes too long.
+            RefusedError: It has more bytes than `most`.
+        """
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._stranger()  # who knows how large it is unpacked
+        read = 0
+        blocks = answer.iter_content(BLOCK)
+        while True:
+            try:
+                block = next(blocks, b"")
+            except OSError as error:
+                raise self._failed(error) from error
+            read += len(block)
+            if read > most:
+                raise self._stranger()
+            if not block:
+                return
+            yield block
 
     @property
     def _session(self) -> "requests.Session":
-        """The connections of this thread: requests' sessions are not for several."""
-        import requests  # only who has a service waits for it
+        """The connections of this thread: requests' sessions are not for several.
 
-        found: requests.Session | None = getattr(self._local, "session", None)
-        if found is None:
-            found = self._local.session = requests.Session()
+        Nor are they for a forked child, which would mix its requests into its parent's.
+        """
+        from ml_debugger.core.service.transport import (
+            Session,  # only who has a service waits for it
+        )
+
+        found: Session | None = getattr(self._local, "session", None)
+        if found is None or self._local.pid != os.getpid():
+            found = self._local.session = Session()
             found.auth = self._authorize  # or a .netrc would take the place of the key
+            self._local.pid = os.getpid()
         return found
 
     def _authorize(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
         request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _unavailable(self, error: Exception) -> UnavailableError:
-        # the cause's own text may hold addresses of proxies with their passwords
+    def _failed(self, error: Exception) -> SyncError:
+        from ml_debugger.core.service.transport import explain
+
+        why, passing = explain(error)
+        if not passing:
+            return RefusedError(f"{self.endpoint} cannot be used: {why}")
         return UnavailableError(
-            f"{self.endpoint} cannot be reached ({type(error).__name__}); what is recorded is safe "
-            "here and can be sent later"
+            f"{self.endpoint} cannot be reached: {why}. What is recorded is safe here and can be "
+            "sent later"
+        )
+
+    def _stranger(self) -> RefusedError:
+        return RefusedError(
+            f"{self.endpoint} does not answer as an ml-debugger service; check the address"
         )
 
     def _refusal(self, answer: "requests.Response") -> MLDebuggerError:
         status = answer.status_code
+        if status == 407:
+            from requests.exceptions import ProxyError
+
+            return self._failed(ProxyError("407"))
         try:
-            told = answer.json()
-            detail, kind = str(told["detail"]), str(told["kind"])
-        except (ValueError, KeyError, TypeError):
+            told: Refusal = _reader(Refusal).validate_json(
+                b"".join(self._blocks(answer, MOST_SAID))
+            )
+            detail, kind = told["detail"], told["kind"]
+        except (ValueError, RefusedError):
             kind = ""
             detail = f"status {status}; is this the address of an ml-debugger service?"
         if status in PASSING or status >= 500 or (status == 409 and kind == "Problem"):
@@ -359,8 +457,18 @@ class ServiceClient:
             return RefusedError(
                 f"{self.endpoint} points elsewhere; set MLD_API_ENDPOINT to where it leads"
             )
+        if status == 404 and detail == "Not Found":  # no route, rather than nothing under it
+            return RefusedError(
+                f"{self.endpoint} has no such interface; check the address, which ends before "
+                "/api, or bring the service up to the version of this package"
+            )
+        if status == 401:
+            detail += "; set another as MLD_API_KEY, or pass api_key=; an admin of the project "
+            detail += "makes one"
         if status == 402:
             return LicenseError(f"{self.endpoint}: {detail}")
+        if status in UNFIT and answer.request.headers.get("Content-Type") == PART_TYPE:
+            return UnfitError(f"{self.endpoint}: {detail}")
         return refusal(kind, f"{self.endpoint}: {detail}")
 
 
@@ -399,7 +507,7 @@ def patiently(act: Callable[[], T], patience: float | None = None) -> T:
     Raises:
         UnavailableError: It still cannot be then.
     """
-    end = time.monotonic() + (PATIENCE if patience is None else patience)
+    end = time.monotonic() + (RETRY_SECONDS if patience is None else patience)
     pause = FIRST_PAUSE
     while True:
         try:
