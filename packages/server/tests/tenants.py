@@ -38,6 +38,7 @@ class Route:
             project that its path names.
         keys: Whether API keys may use it, where the role is one in a project.
         body: What it takes.
+        operators: Whether operators may use it of every project.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Route:
     role: str
     keys: bool = False
     body: Any = None
+    operators: bool = False
 
     @property
     def scope(self) -> str:
@@ -84,6 +86,7 @@ ROUTES = [
     Route("GET", f"{_V1}/organizations", PERSON),
     Route("POST", f"{_V1}/organizations", OPERATOR, body={"name": "default"}),
     Route("GET", _O, "viewer"),
+    Route("DELETE", _O, OPERATOR),
     Route("PUT", f"{_O}/quotas", OPERATOR, body={}),
     Route("GET", f"{_O}/usage", "viewer"),
     Route("GET", f"{_O}/members", "viewer"),
@@ -92,12 +95,12 @@ ROUTES = [
     Route("DELETE", f"{_O}/members/{{user_id}}", "admin"),
     Route("GET", f"{_O}/projects", "viewer"),
     Route("POST", f"{_O}/projects", "admin", body={"name": "new"}),
-    Route("GET", _P, "viewer", keys=True),
-    Route("PUT", _P, "admin", body={"name": "renamed"}),
-    Route("DELETE", _P, "admin"),
-    Route("GET", f"{_P}/keys", "admin"),
+    Route("GET", _P, "viewer", keys=True, operators=True),
+    Route("PUT", _P, "admin", body={"name": "renamed"}, operators=True),
+    Route("DELETE", _P, "admin", operators=True),
+    Route("GET", f"{_P}/keys", "admin", operators=True),
     Route("POST", f"{_P}/keys", "admin", body={"name": "new"}),
-    Route("DELETE", f"{_P}/keys/{{key_id}}", "admin"),
+    Route("DELETE", f"{_P}/keys/{{key_id}}", "admin", operators=True),
     Route("GET", f"{_P}/versions", "viewer", keys=True),
     Route("POST", f"{_P}/versions", "member", keys=True, body=_VERSION),
     Route("GET", f"{_P}/versions/{{version_id}}", "viewer", keys=True),
@@ -110,7 +113,7 @@ ROUTES = [
         f"{_P}/versions/{{version_id}}/withdrawals",
         "member",
         keys=True,
-        body={"origins": ["nothing"]},
+        body={"origins": [f"{'0' * 32}:1:{'0' * 16}"]},
     ),
     Route("PUT", f"{_P}/versions/{{version_id}}/parts/{{digest}}", "member", keys=True, body=b"x"),
     Route("POST", f"{_P}/versions/{{version_id}}/evaluations", "member", keys=True, body={}),

@@ -66,6 +66,31 @@ def test_the_commands_are_commands(service: str) -> None:
     assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
 
 
+def test_nothing_starts_before_what_it_needs() -> None:
+    services = yaml.safe_load(filled())["services"]
+    needs = {
+        name: {one: how["condition"] for one, how in service.get("depends_on", {}).items()}
+        for name, service in services.items()
+    }
+    tables = {"migrate": "service_completed_successfully"}
+    machines = {"database": "service_healthy", "objects": "service_healthy"}
+    assert needs["service"] == needs["worker"] == tables
+    assert needs["migrate"] == machines
+    assert all("healthcheck" in services[name] for name in machines)
+    assert services["migrate"]["restart"] == "no"  # or it never completes
+
+
+def test_the_image_can_back_up_its_database() -> None:
+    """Dumps are read again by a server and by programs of the version that wrote them."""
+    image = yaml.safe_load(filled())["services"]["database"]["image"]
+    text = (FOLDER / "Dockerfile").read_text()
+    client = re.search(r"postgresql-client-(\d+)", text)
+    assert client is not None
+    assert image == f"postgres:{client[1]}"
+    (debian,) = re.findall(r"^FROM python:[0-9.]+-slim-(\w+)$", text, re.MULTILINE)
+    assert {"bookworm": "15", "trixie": "17"}[debian] == client[1]  # what Debian has
+
+
 def test_the_image_copies_what_it_installs() -> None:
     text = (FOLDER / "Dockerfile").read_text()
     installed = re.findall(r"/packages/(\w+)", text)

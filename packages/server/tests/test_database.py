@@ -12,12 +12,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlmodel import select
+from starlette.testclient import TestClient
 
 from ml_debugger.core.errors import SchemaError, StoreError
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import Repository, schema
 from ml_debugger.core.store.parts import Part
 from ml_debugger.core.store.tables import ChunkRow
+from ml_debugger.server.app import create_app
 from ml_debugger.server.database import Database, UnavailableError, namespace_of
 from ml_debugger.server.projects import Projects, ProjectStore
 from ml_debugger.server.service import Service
@@ -198,13 +200,20 @@ def test_projects_of_earlier_versions_are_brought_up_to_date(postgres, tmp_path)
         connection.execute(text("ALTER TABLE chunk DROP COLUMN origin"))
         connection.execute(text("ALTER TABLE run DROP COLUMN settings"))
         connection.execute(text("UPDATE schema_number SET number = 1"))
+    with pytest.raises(SchemaError, match="of schema 1, and .*; run `ml-debugger service migrate`"):
+        database.check()
     assert database.migrate() == [f"{old}: schema 1 to {schema.SCHEMA}"]
     assert database.migrate() == []
+    database.check()
     ours, theirs = (
         {name: (sorted(columns), indices) for name, (columns, indices) in tables.items()}
         for tables in (tables_in(database, old), tables_in(database, new))
     )
     assert ours == theirs
+    with database.engine.begin() as connection:
+        connection.execute(text(f"UPDATE {old}.schema_number SET number = 99"))
+    with pytest.raises(SchemaError, match="of schema 99, which .*; upgrade ml-debugger-server"):
+        database.check()
     database.close()
 
 
@@ -224,9 +233,20 @@ def test_serve_refuses_tables_that_nobody_made(postgres, tmp_path):
     assert "Traceback" not in said.stderr
     said = run("service", "migrate")
     assert (said.returncode, said.stderr) == (0, "")
-    assert "the service's tables: nothing to 0001" in said.stdout
+    assert "the service's tables: nothing to 0002" in said.stdout
     with Service(Settings(data=tmp_path / "data", database=url)):
         pass
+
+
+def test_ready_looks_at_the_tables(tmp_path):
+    """Somebody may have brought them to another version while this process runs."""
+    with TestClient(create_app(Settings(data=tmp_path))) as client:
+        assert client.get("/ready").status_code == 200
+        with client.app.state.service.database.engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert "upgrade ml-debugger-server" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

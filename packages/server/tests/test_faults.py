@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from ml_debugger.core import remote, service, sync
+from ml_debugger.core import remote
 from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.service import client, uploader
 from ml_debugger.core.store import Store, sending
 from ml_debugger.core.store.tables import SegmentRow
 from ml_debugger.evaluator import Evaluator
@@ -156,10 +157,10 @@ def hurried() -> Iterator[None]:
     """Send many small parts, and try again soon."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sending, "PART_CHUNKS", 1)
-        for module in (sync, service):
+        for module in (uploader, client):
             patch.setattr(module, "LONGEST_PAUSE", 1.0)
-        patch.setattr(service.patiently, "__defaults__", (120.0,))
-        patch.setattr(remote, "LOOK", 0.1)
+        patch.setattr(client.patiently, "__defaults__", (120.0,))
+        patch.setattr(remote, "JOB_PAUSE", 0.1)
         yield
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.evaluation.method import evaluate
 from ml_debugger.core.records import ModelVersion
-from ml_debugger.core.store import Repository
+from ml_debugger.core.store import Repository, segments
 from ml_debugger.core.store.parts import Part
 from ml_debugger.server import objects as module
 from ml_debugger.server.database import Database
@@ -169,6 +170,14 @@ def test_what_is_no_object_store_is_refused(wrong):
 # The cache
 
 
+def test_a_client_of_s3_gives_up_soon_unless_it_is_told_otherwise(s3, bucket):
+    mine = {**s3.storage_options, "config_kwargs": {"read_timeout": 7, "retries": {}}}
+    assert Objects(bucket, s3.storage_options)._fs.config_kwargs == module.S3_CONFIG
+    told = Objects(bucket, mine)._fs.config_kwargs
+    assert told == {"connect_timeout": 5, "read_timeout": 7, "retries": {}}
+    Objects("memory://place", {})  # which takes no such options
+
+
 def test_the_cache_is_bounded(opener, tmp_path):
     store = opener.filled(tmp_path / "a")
     want = everything(store)
@@ -181,7 +190,8 @@ def test_the_cache_is_bounded(opener, tmp_path):
         assert everything(small) == want
         assert 1 <= len(cached(small)) <= 2
         # what was deleted is not kept open either: it would take as much space
-        assert set(small._segments._files._files) <= {one.stem for one in cached(small)}
+        files = small._segments._files
+        assert segments._opened.names(files._number) <= {one.stem for one in cached(small)}
 
 
 def test_many_read_through_a_cache_for_one(opener, tmp_path):
@@ -315,17 +325,28 @@ def test_what_cannot_be_stored_is_not_entered(apart, recorded):
     with pytest.raises(StoreError):
         evaluate(store, VERSION, result_name="second")
     assert [one.number for one in store.results()] == [number]
-    # a project that cannot be deleted is still there, to be deleted again
-    gone = found.client.delete(found.project, headers=found.operator)
-    assert gone.status_code == 503
     wire.restore()
     assert found.client.get("/ready").status_code == 200
     assert found.put(compressed(content), digest).json()["records"] > 0
     assert evaluate(store, VERSION, result_name="second").result_name == "second"
+
+
+def test_what_cannot_be_deleted_now_nobody_sees_and_goes_later(apart, recorded):
+    found, wire = apart
     objects = found.service.projects.objects
     assert objects._fs.find(objects.root)
+    wire.refuse()
+    wire.cut()
     assert found.client.delete(found.project, headers=found.operator).status_code == 204
+    assert found.client.get(found.project, headers=found.operator).status_code == 404
+    wire.restore()
+    found.service.projects.sweep()
+    assert objects._fs.find(objects.root)  # somebody might be at it
+    for mark in (found.service.settings.data / "unfinished").iterdir():
+        os.utime(mark, (time.time() - 2 * module.ORPHAN_SECONDS,) * 2)
+    found.service.projects.sweep()
     assert objects._fs.find(objects.root) == []
+    assert list((found.service.settings.data / "unfinished").iterdir()) == []
 
 
 # Results

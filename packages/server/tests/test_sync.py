@@ -5,6 +5,7 @@ import json
 import math
 import socket
 import threading
+import time
 import warnings
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,9 @@ import pytest
 import torch
 from sqlalchemy import delete, update
 from sqlmodel import select
+from typer.testing import CliRunner
 
-from ml_debugger.core import remote, service, sync
+from ml_debugger.core import cli, remote
 from ml_debugger.core.errors import (
     ArchitectureMismatchError,
     EndpointError,
@@ -26,11 +28,15 @@ from ml_debugger.core.errors import (
     ResultNotFoundError,
     SyncError,
 )
-from ml_debugger.core.records import ModelVersion
-from ml_debugger.core.service import RefusedError, UnavailableError
+from ml_debugger.core.records import Batch, ModelVersion, Units
+from ml_debugger.core.service import client as service
+from ml_debugger.core.service import delivery, transport, uploader
+from ml_debugger.core.service.client import RefusedError, UnavailableError, UnfitError
 from ml_debugger.core.store import Store, sending
+from ml_debugger.core.store.tables import ChunkRow, SegmentRow
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
+from ml_debugger.server.people import admin_key
 from ml_debugger.server.service import Service
 from ml_debugger.server.settings import Settings
 from ml_debugger.server.tables import KeyRow, OrganizationRow
@@ -126,10 +132,10 @@ def healed(request):
 @pytest.fixture
 def impatient(monkeypatch):
     """Have whoever waits for a service that is away be told soon."""
-    for module in (sync, service, remote):
+    for module in (uploader, remote):
         monkeypatch.setattr(module, "PATIENCE", 0.5)
-    monkeypatch.setattr(service.patiently, "__defaults__", (0.5,))
-    for module in (sync, service):
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.5)
+    for module in (uploader, service):
         monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
         monkeypatch.setattr(module, "LONGEST_PAUSE", 0.1)
 
@@ -178,17 +184,11 @@ def test_without_auto_sync_only_what_is_asked_for_is_sent(site, home):
         assert chunks(site.store, ("net", version)) == chunks(here, ("net", version))
 
 
-def test_closing_without_auto_sync_does_not_wait_for_what_was_begun(site, home, small_parts):
+def test_closing_without_auto_sync_finishes_what_was_begun(site, home, small_parts):
     version = site.version()
     with tracer(home, version, **site.client) as made:
         record(made, range(20))
-        site.wire.delay(0.2)
         made.upload()
-        until(lambda: site.count(version), "the first part")
-    assert 0 < site.count(version) < 640
-    site.wire.restore()
-    with tracer(home, version, **site.client) as made:
-        made.wait_for_save(interval=0.05)
     assert site.same(home, version) == 640
 
 
@@ -250,7 +250,9 @@ def test_two_machines_upload_into_one_version(site, tmp_path):
 def test_two_ranks_of_one_home_upload_into_one_version(site, home, tmp_path):
     version = site.version()
     common = {"home": home, "endpoint": site.endpoint, "key": site.key, "version": version}
-    common |= {"ranks": 2, "store": tmp_path / "rendezvous", "end": "wait"}
+    common |= {"ranks": 2, "store": tmp_path / "rendezvous", "end": "again", "auto": False}
+    common |= {"chunks": 1}  # in a part
+    before = site.server.log.count('"method": "PUT"')
     ranks = [
         program("trace", rank=k, calls=list(range(5 * k, 5 * k + 5)), **common) for k in range(2)
     ]
@@ -260,6 +262,27 @@ def test_two_ranks_of_one_home_upload_into_one_version(site, home, tmp_path):
     assert site.same(home, version) == 320
     (run,) = site.store.open(ModelVersion("net", version)).runs()
     assert run.world_size == 2
+    # ten parts, which one of the ranks sent again; were it both, there would be thirty
+    assert 20 <= site.server.log.count('"method": "PUT"') - before < 30
+
+
+def test_ranks_wait_for_each_other_beyond_the_timeout_of_their_group(site, tmp_path):
+    version, timeout = site.version(), 4.0
+    common = {"key": site.key, "version": version, "auto": False, "end": "wait", "ranks": 2}
+    common |= {"store": tmp_path / "rendezvous", "timeout": timeout}
+    endpoints = [site.endpoint, site.server.endpoint]
+    site.wire.delay(math.inf)  # for one of them
+    ranks = [
+        program("trace", rank=k, calls=[k], home=tmp_path / str(k), endpoint=to, **common)
+        for k, to in enumerate(endpoints)
+    ]
+    until(lambda: site.count(version) == 32, "the records of the other", 120)
+    time.sleep(1.5 * timeout)
+    site.wire.restore()
+    for one in ranks:
+        said, _ = one.communicate(timeout=120)
+        assert one.returncode == 0, said
+    assert site.count(version) == 64
 
 
 def test_a_tracer_sends_what_a_killed_one_left(site, home):
@@ -295,7 +318,7 @@ def test_an_end_that_cannot_reach_the_service_says_so(home):
         with program("trace", end="leave", **common) as left:
             said, _ = left.communicate(timeout=120)
     assert left.returncode == 0, said
-    assert "not everything recorded of net/v1 has reached the service" in said
+    assert "whether everything recorded of net/v1 has reached the service could not be" in said
     assert "cannot be reached" in said
     with Store(home) as here:
         assert inputs_in(chunks(here, V1)) == 32
@@ -453,7 +476,7 @@ def test_another_architecture_under_the_same_name_is_told_as_such(site, home, tm
 
 @pytest.mark.parametrize("how", ["refused", "cut", "hanging"])
 def test_who_waits_for_a_service_that_is_away_is_told(site, home, impatient, how, monkeypatch):
-    monkeypatch.setattr(service, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(transport, "SILENT_SECONDS", 0.3)
     version = site.version()
     with tracer(home, version, **site.client) as made:
         record(made, [0])
@@ -467,7 +490,7 @@ def test_who_waits_for_a_service_that_is_away_is_told(site, home, impatient, how
             made.wait_for_save(interval=0.05)
         site.wire.target = site.server.port
         site.wire.restore()
-        monkeypatch.setattr(service, "ANSWER_SECONDS", 60.0)
+        monkeypatch.setattr(transport, "SILENT_SECONDS", 60.0)
         made.wait_for_save(interval=0.05)
     assert site.same(home, version) == 32
 
@@ -873,6 +896,7 @@ def test_a_withdrawal_that_could_not_be_sent_is_said(site, home):
         record(one, range(2))
         one.wait_for_save(interval=0.05)
         site.wire.refuse()
+        site.wire.cut()
         one.drop_epoch_data(0)
         with pytest.warns(UserWarning, match="not everything recorded"):
             one.close()
@@ -933,10 +957,234 @@ def test_a_refusal_is_not_asked_for_over_and_over(site, home):
         asked = site.server.log.count('"route"')
         record(one, range(1, 30))
         assert site.server.log.count('"route"') == asked
-        with pytest.raises(SyncError, match="wrong, revoked or expired"):
+        with pytest.raises(
+            SyncError, match="wrong, revoked or expired; set another as MLD_API_KEY"
+        ):
             one.wait_for_save(interval=0.05)  # who asks is not put off
         assert site.server.log.count('"route"') > asked
         one.close()
     said = [str(one.message) for one in told]
     assert "recording goes on" in said[0]
-    assert "not everything recorded" in said[-1]
+    assert "has reached the service could not be asked" in said[-1]  # whoever has a wrong key
+
+
+# What cannot be sent
+
+
+def damage(home, version, number):
+    """Change a byte of a version's chunk on disk, from 0 on; again, change it back."""
+    with Store(home) as here, here._catalogue.reading() as session:
+        wanted = next(one.number for one in here.versions() if one.version.version_name == version)
+        query = select(SegmentRow.name, ChunkRow.offset).join(SegmentRow)
+        query = query.where(ChunkRow.version_id == wanted).order_by(ChunkRow.id)
+        name, offset = session.exec(query).all()[number]
+    path = home / "segments" / f"{name}.seg"
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("chunks_of_a_part", [1, 256])
+def test_a_damaged_chunk_does_not_stop_the_others(site, home, monkeypatch, chunks_of_a_part):
+    monkeypatch.setattr(sending, "PART_CHUNKS", chunks_of_a_part)
+    version = site.version()
+    with tracer(home, version) as made:
+        record(made, range(4))
+    damage(home, version, 1)
+    with tracer(home, version, auto_sync=True, **site.client) as made:
+        with (
+            pytest.warns(UserWarning, match="left out: records of run .* changed on disk") as told,
+            pytest.raises(SyncError, match="32 inputs of net/.* left out: .* changed on disk"),
+        ):
+            made.wait_for_save(interval=0.05)
+        assert site.count(version) == 96
+        record(made, [7])
+        until(lambda: site.count(version) == 128, "what was recorded after")
+        with pytest.raises(SyncError, match="changed on disk"):
+            made.wait_for_save(0, 0.05)
+        assert len(told) == 1
+        damage(home, version, 1)  # is mended
+        made.wait_for_save(interval=0.05)
+    assert site.count(version) == 160
+
+
+def test_what_is_damaged_is_told_at_the_end(site, home):
+    version = site.version()
+    with tracer(home, version) as made:
+        record(made, range(2))
+    damage(home, version, 0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with tracer(home, version, auto_sync=True, **site.client):
+            pass
+    assert "cannot be sent" in str(told[0].message)
+    assert "has reached the service: 32 inputs" in str(told[-1].message)
+    assert site.count(version) == 32
+
+
+def spoil(home, version, count):
+    """Record chunks that no service takes: they lack what the task asks for."""
+    with Store(home) as here:
+        repository = here.open(ModelVersion("net", version))
+        run = repository.start_run("training")
+        for number in range(count):
+            units = Units({"score": torch.zeros(1)})
+            repository.write(run, [Batch(["odd"], "val", number, 1, units)])
+
+
+def test_a_refused_chunk_does_not_stop_the_others(site, home):
+    version = site.version()
+    with tracer(home, version) as made:
+        record(made, range(3))
+        spoil(home, version, 2)
+        record(made, range(3, 9))
+        spoil(home, version, 1)
+    with tracer(home, version, **site.client) as made:
+        refusal = "3 inputs of .* left out: records of epoch 0, val, were refused: .*needs a column"
+        with pytest.warns(UserWarning, match=refusal), pytest.raises(SyncError, match=refusal):
+            made.wait_for_save(interval=0.05)
+        assert site.count(version) == 288
+        made.drop_epoch_data(1)
+        with pytest.raises(SyncError, match="2 inputs of"):
+            made.wait_for_save(interval=0.05)
+        made.drop_epoch_data(0)
+        record(made, [9])
+        made.wait_for_save(interval=0.05)  # nothing is left that could be refused
+    assert site.count(version) == 32
+
+
+def test_a_service_that_refuses_everything_is_not_asked_for_each_chunk(site, home, monkeypatch):
+    monkeypatch.setattr(delivery, "MOST_REFUSED", 2)
+    version = site.version()
+    with tracer(home, version, **site.client) as made:
+        spoil(home, version, 40)
+        asked = site.server.log.count('"route"')
+        with (
+            pytest.warns(UserWarning, match="2 inputs of|needs a column") as told,
+            pytest.raises(UnfitError, match="needs a column"),
+        ):
+            made.wait_for_save(interval=0.05)
+        assert site.server.log.count('"route"') < asked + 20
+    assert any("2 inputs of" in str(one.message) for one in told)
+
+
+def test_who_asks_does_not_sit_out_a_pause(wrong, home):
+    wrong.said = (503, {"Retry-After": "3600"}, b"")
+    client = {"api_endpoint": f"http://{HOST}:{wrong.server_port}", "api_key": "mldbg_a_b"}
+    unasked = pytest.warns(UserWarning, match="could not be asked")
+    with unasked, tracer(home, **client) as made:
+        record(made, [0])
+        made.upload()
+        until(lambda: made._recording._uploader._work._failure, "the first refusal")
+        asked = wrong.asked
+        made.upload()
+        until(lambda: wrong.asked > asked, "the second attempt")
+
+
+def test_the_end_does_not_wait_for_what_others_record_later(site, home, small_parts):
+    version = site.version()
+    one, other = tracer(home, version, auto_sync=True, **site.client), tracer(home, version)
+    record(one, range(3))
+    stop = threading.Event()
+
+    def go_on():
+        for number in range(10, 1000):
+            if stop.is_set():
+                return
+            record(other, [number])
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        until(lambda: site.count(version) > 96, "records of the other")
+        one.close()
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
+        other.close()
+    assert site.count(version) >= 96
+
+
+def test_copies_outlive_the_key_that_they_were_fetched_with(site, evaluated, tmp_path, impatient):
+    _, version, there = evaluated
+    home = tmp_path / "rotating"
+    keys = [admin_key(site.inside, "default", "default", f"{version} {n}", "member", None)
+            for n in range(2)]  # fmt: skip
+    far = [Evaluator("net", version, site.endpoint, key, home=home) for key in keys]
+    first, second = (one.get_result(there.result_name) for one in far)
+    assert first.folder == second.folder
+    site.wire.refuse()
+    site.wire.cut()
+    again = Evaluator("net", version, site.endpoint, keys[1], home=home)
+    with pytest.warns(UserWarning, match="copy of .* is used"):
+        assert again.get_result(there.result_name).folder == first.folder
+    stranger = Evaluator("net", version, site.endpoint, "mldbg_another_key", home=home)
+    with pytest.raises(UnavailableError):
+        stranger.get_result(there.result_name)
+
+
+def test_similar_names_of_the_service_are_listed(site, evaluated, tmp_path):
+    _, version, there = evaluated
+    far = Evaluator("net", version, home=tmp_path / "a", **site.client)
+    with pytest.raises(ResultNotFoundError, match=f"nearest are: .*{there.result_name}"):
+        far.get_result(there.result_name + "s")
+    far = Evaluator("net", version + "0000", home=tmp_path / "a", **site.client)
+    with pytest.raises(NothingToEvaluateError, match=f"nearest are: .*net/{version}"):
+        far.list_results()
+
+
+def test_an_address_with_something_behind_it_is_told_as_such(site, home):
+    elsewhere = Evaluator("net", "v1", f"{site.endpoint}/other", site.key, home=home)
+    with pytest.raises(RefusedError, match="no such interface; check the address"):
+        elsewhere.list_results()
+
+
+def test_whoever_interrupts_an_evaluation_is_told_of_its_job(site, evaluated, tmp_path):
+    home, version, _ = evaluated
+    evaluator = Evaluator("net", version, home=home, **site.client)
+    client = evaluator.service_client
+
+    def interrupted(number):
+        raise KeyboardInterrupt
+
+    client.job = interrupted
+    with pytest.raises(KeyboardInterrupt) as told:
+        evaluator.request_evaluation(result_name=f"{version} interrupted")
+    del client.job
+    job = client.jobs()[0]
+    assert job["result_name"] == f"{version} interrupted"
+    (note,) = told.value.__notes__
+    assert note.count(job["id"]) == 3
+    assert repr(job["result_name"]) in note
+    client.cancel(job["id"])
+    until(lambda: client.job(job["id"])["state"] in ("cancelled", "done"), "the end of the job")
+
+
+def test_a_terminal_opens_results_of_the_service(site, evaluated, tmp_path, monkeypatch):
+    _, _, there = evaluated
+    monkeypatch.setenv("MLD_API_ENDPOINT", site.endpoint)
+    monkeypatch.setenv("MLD_API_KEY", site.key)
+    name, home = there.result_name, ["--home", str(tmp_path / "terminal")]
+    for command in (
+        ["report", name, "-o", str(tmp_path / "out.html")],
+        ["compare", name, name],
+        ["check", name, "--min-accuracy", "0"],
+    ):
+        done = CliRunner().invoke(cli.app, [*command, *home])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "out.html").exists()
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = CliRunner().invoke(cli.app, ["results", *home]).output
+    assert name in listed.split(f"Results at {site.endpoint}")[1]
+    done = CliRunner().invoke(cli.app, ["check", name + "s", "--min-accuracy", "0", *home])
+    assert isinstance(done.exception, ResultNotFoundError)
+
+
+def test_a_warning_names_the_line_of_whoever_gave_the_address(home):
+    given = {"api_endpoint": "http://ml-debugger.invalid", "api_key": "mldbg_a_b"}
+    for make, arguments in ((Evaluator, ()), (ClassificationTracer, (model(),))):
+        with pytest.warns(UserWarning, match="use https") as told:
+            made = make(*arguments, "net", "v1", home=home, **given)
+        assert [Path(one.filename).name for one in told] == ["test_sync.py"]
+    made.close()

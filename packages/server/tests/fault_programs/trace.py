@@ -6,6 +6,7 @@ It says `ready` once it has a tracer, and the number of each call once that is d
 import json
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -32,18 +33,26 @@ def main(
     rank: int = 0,
     ranks: int = 1,
     store: str = "",
+    timeout: float = 1800.0,
 ) -> None:
     sending.PART_CHUNKS = chunks
     if ranks > 1:
-        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
+        meeting = dist.FileStore(store, ranks)
+        meeting.set(str(rank), "here")
+        meeting.wait([str(one) for one in range(ranks)])  # before a short timeout begins to count
+        dist.init_process_group(
+            "gloo", store=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
+        )
     made = tracer(home, version, auto_sync=auto, api_endpoint=endpoint, api_key=key)
     say("ready")
     for number in calls:
         record(made, [number], inputs=inputs)
         say(number)
-    if end == "wait":
+    if end in ("wait", "again"):
         made.wait_for_save(interval=0.05)
-    if end in ("wait", "close"):
+    if end == "again":
+        made.wait_for_save(interval=0.05, force=True)
+    if end in ("wait", "again", "close"):
         made.close()
     if ranks > 1:
         dist.destroy_process_group()

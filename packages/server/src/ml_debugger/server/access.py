@@ -12,7 +12,7 @@ from fastapi import Depends, Path, Request
 from limits import parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from sqlalchemy import update
+from sqlalchemy import and_, update
 from sqlmodel import Session, col, select
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -104,6 +104,7 @@ class Principal:
     Attributes:
         user: The person, or the one whose key it is.
         key: The key; None for a person.
+        opens: With a key: its project, and the role there, which is None if its maker has none.
         roles: The role in each organisation, by its id; none with a key.
         csrf: What unsafe requests have to present, in a browser.
         token: The token of a browser's login.
@@ -111,6 +112,7 @@ class Principal:
 
     user: UserRow
     key: KeyRow | None = None
+    opens: tuple[ProjectRow, Role | None] | None = None
     roles: dict[str, Role] = field(default_factory=dict)
     csrf: str | None = None
     token: str | None = None
@@ -229,9 +231,10 @@ class InOrganization:
 class InProject:
     """Lets those in who may use the project in the path; others do not learn that it exists."""
 
-    def __init__(self, role: Role) -> None:
-        """Ask for a role."""
-        self._role = role
+    def __init__(self, role: Role, *, operators: bool = False) -> None:
+        """Ask for a role; operators need none where nothing is seen of what was recorded."""
+        self.role = role
+        self._operators = operators
 
     def __call__(self, project_id: _Id, found: ThePrincipal, service: TheService) -> Project:
         """Return the project.
@@ -239,23 +242,32 @@ class InProject:
         Raises:
             Problem: 404 to strangers, 403 to those who may not.
         """
-        with service.database.reading() as session:
-            row = session.get(ProjectRow, project_id)
-            roles = found.roles if found.key is None else roles_of(session, found.user.id)
-        role = None if row is None else roles.get(row.organization_id)
-        if role is not None and found.key is not None:
-            # a key can do what it was made for, and no more than its maker still can
-            granted = Role(found.key.role)
-            role = None if found.key.project_id != project_id else min(role, granted, key=_RANK)
+        row, role = self._find(project_id, found, service)
         if row is None or role is None:
             raise Problem(404, "there is no such project")
-        _check(role, self._role)
+        _check(role, self.role)
         return Project(row, role, found, service.projects.store(row.id))
+
+    def _find(
+        self, project_id: str, found: Principal, service: Service
+    ) -> tuple[ProjectRow | None, Role | None]:
+        if found.opens is not None:
+            return found.opens if found.opens[0].id == project_id else (None, None)
+        with service.database.reading() as session:
+            row = session.get(ProjectRow, project_id)
+        if row is None:
+            return None, None
+        if found.operator and self._operators:
+            return row, Role.ADMIN
+        return row, found.roles.get(row.organization_id)
 
 
 AsViewer = Annotated[Project, Depends(InProject(Role.VIEWER))]
 AsMember = Annotated[Project, Depends(InProject(Role.MEMBER))]
 AsAdmin = Annotated[Project, Depends(InProject(Role.ADMIN))]
+#: Of the project alone, and of its keys: operators may too.
+ManagesAsViewer = Annotated[Project, Depends(InProject(Role.VIEWER, operators=True))]
+ManagesAsAdmin = Annotated[Project, Depends(InProject(Role.ADMIN, operators=True))]
 OrganizationViewer = Annotated[OrganizationRow, Depends(InOrganization(Role.VIEWER))]
 OrganizationAdmin = Annotated[OrganizationRow, Depends(InOrganization(Role.ADMIN))]
 
@@ -289,26 +301,46 @@ def _check(has: Role, needs: Role) -> None:
         raise Problem(403, f"this needs the role {needs}, and yours is {has}")
 
 
+#: All that a request with a key needs to know: the key, its maker, its project, the maker's role.
+_OPENED = (
+    select(KeyRow, UserRow, ProjectRow, MemberRow.role)
+    .join(UserRow, col(UserRow.id) == KeyRow.user_id)
+    .join(ProjectRow, col(ProjectRow.id) == KeyRow.project_id)
+    .outerjoin(
+        MemberRow,
+        and_(
+            col(MemberRow.user_id) == KeyRow.user_id,
+            col(MemberRow.organization_id) == ProjectRow.organization_id,
+        ),
+    )
+)
+
+
 def _by_key(request: Request, service: Service, authorization: str) -> Principal | None:
     scheme, _, shown = authorization.partition(" ")
     credentials = service.credentials
     now = time.time_ns()
     number = credentials.key_id(shown) if scheme.lower() == "bearer" else None
-    with service.database.reading() as session:
-        row = None if number is None else session.get(KeyRow, number)
-        right = credentials.is_digest("" if row is None else row.digest, shown)
-        user = session.get(UserRow, row.user_id) if row is not None and right else None
-    if row is None or user is None or (row.expires_at is not None and row.expires_at <= now):
+    found = None
+    if number is not None:
+        with service.database.reading() as session:
+            found = session.exec(_OPENED.where(KeyRow.id == number)).first()
+    right = credentials.is_digest("" if found is None else found[0].digest, shown)
+    until = None if found is None else found[0].expires_at
+    if found is None or not right or (until is not None and until <= now):
         # a right key is let in all the same: no guess comes near one, and a colleague's old key
         # must not keep a whole office out
         limiter: Limiter = request.app.state.key_limiter
         limiter.check("key", address(request))
         limiter.failed("key", address(request))
         raise Problem(401, "the API key is wrong, revoked or expired")
+    row, user, project, role = found
     if row.last_used_at is None or abs(now - row.last_used_at) > USED_EVERY:
         with service.database.writing() as session:
             session.execute(update(KeyRow).where(col(KeyRow.id) == row.id).values(last_used_at=now))
-    return Principal(user, row)
+    # a key can do what it was made for, and no more than its maker still can
+    least = None if role is None else min(Role(role), Role(row.role), key=_RANK)
+    return Principal(user, row, (project, least))
 
 
 def _by_cookie(service: Service, cookie: str) -> Principal | None:
@@ -323,7 +355,7 @@ def _by_cookie(service: Service, cookie: str) -> Principal | None:
         if user is None:
             return None
         roles = roles_of(session, user.id)
-    return Principal(user, None, roles, service.credentials.csrf(token), token)
+    return Principal(user, None, None, roles, service.credentials.csrf(token), token)
 
 
 def _by_proxy(request: Request, service: Service) -> Principal | None:
@@ -347,4 +379,4 @@ def _by_proxy(request: Request, service: Service) -> Principal | None:
             raise Problem(403, "nobody has let you into an organisation yet; ask an admin")
         roles = roles_of(session, user.id)
     token = f"proxy {user.id}"  # the proxy's own cookie is sent along by any site's pages
-    return Principal(user, None, roles, service.credentials.csrf(token), token)
+    return Principal(user, None, None, roles, service.credentials.csrf(token), token)

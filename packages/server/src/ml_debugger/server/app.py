@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +38,7 @@ from ml_debugger.server.settings import Settings
 log = logging.getLogger("ml_debugger.server")
 
 RETRY_AFTER = 2  # seconds, of what is only unavailable
+SWEEP_EVERY = 3600.0  # seconds
 LONGEST_DETAIL = 2000  # characters; it may repeat what was sent
 PART = re.compile(r".*/api/v1/projects/[^/]+/versions/[^/]+/parts/[^/]+", re.DOTALL)
 
@@ -48,7 +50,14 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with Service(settings) as service:
             app.state.service = service
-            yield
+            stop = threading.Event()
+            sweeping = threading.Thread(target=_sweep, args=(service, stop))
+            sweeping.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                sweeping.join()
 
     app = FastAPI(
         title="ml-debugger",
@@ -85,6 +94,17 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.root_path:
         app.add_middleware(Shown, root_path=settings.root_path)
     return app
+
+
+def _sweep(service: Service, stop: threading.Event) -> None:
+    """Tidy this machine's copies, which the workers of other machines do not see."""
+    while not stop.wait(SWEEP_EVERY):
+        try:
+            service.projects.sweep()
+        except MLDebuggerError as error:
+            log.warning("cannot tidy", extra={"cause": str(error)})
+        except Exception:
+            log.exception("cannot tidy")
 
 
 class Shown:
@@ -147,7 +167,7 @@ _STATUS: tuple[tuple[type[MLDebuggerError], int], ...] = (
     (ArchitectureMismatchError, 409),
     (InputError, 422),
     (EpochError, 422),
-    (SchemaError, 422),
+    (SchemaError, 503),  # of what is stored here: it names a place, and asks for an upgrade
     (StoreError, 503),
 )
 
@@ -184,7 +204,8 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
 def _refused(request: Request, error: Exception) -> JSONResponse:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
     if status == 503:
-        log.warning("unavailable", extra={"cause": str(error)})
+        level = logging.ERROR if isinstance(error, SchemaError) else logging.WARNING
+        log.log(level, "unavailable", extra={"cause": str(error)})
         return _answer(request, 503, "the service cannot do this just now; try again", "StoreError")
     return _answer(request, status, str(error), type(error).__name__)
 

@@ -1,7 +1,6 @@
 """The commands of whoever runs a service."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,15 +49,12 @@ def serve(
 
     given: dict[str, Any] = {"host": host, "port": port, "root_path": root_path}
     settings = _settings(data, database, objects, **given)
+    note = settings.data / "first_login.json"
     with Service(settings) as opened:
-        found = first_login(opened)
-    if found is not None:
-        path = settings.data / "first_login.json"
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(found._asdict(), file, indent=1)
+        made = first_login(opened, note=note)
+    if made is not None:
         console.print(
-            f"an operator, a project and an API key were made: see {path}, and delete it",
+            f"an operator, a project and an API key were made: see {note}, and delete it",
             soft_wrap=True,
         )
     running.serve(settings, workers)
@@ -122,8 +118,14 @@ def restore(
     """Make a service of a backup, in an empty folder and an empty database."""
     from ml_debugger.server.backup import restore as act
 
-    act(_settings(data, database, objects), source)
+    same = act(_settings(data, database, objects), source)
     console.print("restored; `ml-debugger service migrate` brings an older one up to date")
+    if not same:
+        console.print(
+            "MLD_SERVER_SECRET is not what it was: all API keys and logins are void. Set that one, "
+            "or make new keys with `ml-debugger service key`",
+            soft_wrap=True,
+        )
 
 
 @service.command()
@@ -163,6 +165,39 @@ def password(
 
 
 @service.command()
+def operator(
+    email: Annotated[str, typer.Argument(help="Whose.")],
+    organization: Annotated[str, typer.Option(help="Of which it becomes an admin.")] = "default",
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Make a person an operator and an organisation's admin; print a new one's password, once."""
+    from ml_debugger.server.people import make_operator
+    from ml_debugger.server.service import Service
+
+    with Service(_settings(data, database, objects)) as opened:
+        password = make_operator(opened, email, organization)
+    if password is not None:
+        typer.echo(password)
+
+
+@service.command()
+def forget(
+    email: Annotated[str, typer.Argument(help="Whom.")],
+    data: Data = None,
+    database: Database = None,
+    objects: Objects = None,
+) -> None:
+    """Delete a person, with all logins, memberships and keys; what was recorded stays."""
+    from ml_debugger.server.people import delete_person
+    from ml_debugger.server.service import Service
+
+    with Service(_settings(data, database, objects)) as opened:
+        delete_person(opened, email)
+
+
+@service.command()
 def openapi() -> None:
     """Print the description of the interface, in OpenAPI's form."""
     from ml_debugger.server.app import create_app
@@ -173,14 +208,7 @@ def openapi() -> None:
 
 
 def _settings(data: Path | None, database: str | None, objects: str | None, **more: Any) -> Any:
-    from pydantic import ValidationError
-
-    from ml_debugger.core.errors import InputError
-    from ml_debugger.server.settings import Settings
+    from ml_debugger.server.settings import read_settings
 
     given = {"data": data, "database": database, "objects": objects, **more}
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise InputError(f"setting {first['loc'][0]}: {first['msg']}") from None
+    return read_settings(**{name: value for name, value in given.items() if value is not None})

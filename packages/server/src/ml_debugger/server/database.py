@@ -6,8 +6,12 @@ that no query of one project can reach another's rows.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +20,30 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
+from ml_debugger.core.locks import locked
 from ml_debugger.core.store import schema
 from ml_debugger.core.store.catalogue import (
     WRITE,
     Catalogue,
-    locked,
     sqlite_engine,
     use_wal,
 )
+from ml_debugger.server.problems import NoProjectError
 
 POOL = 20  # connections that one process keeps; twice as many at most
+AT_ONCE = 200  # projects that one query asks about
+GONE = ("3F000", "42P01")  # PostgreSQL's codes: there is no such schema, no such table
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -49,6 +62,8 @@ class Database:
             folder: Where that file lies.
         """
         self.postgres = url is not None
+        self._folder = folder
+        self._checked = -math.inf  # when projects' tables were last found to be of this version
         if url is not None:
             if not url.startswith("postgresql"):
                 raise StoreError(
@@ -91,6 +106,25 @@ class Database:
         with explained(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def usage(self, project_ids: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Return of each project how many models have records, how many records, and their bytes.
+
+        No store is opened for it.
+
+        Raises:
+            NoProjectError: One of them is deleted.
+        """
+        if not self.postgres:
+            return [_usage_of_file(self._folder / "projects" / one) for one in project_ids]
+        found: list[tuple[int, int, int]] = []
+        names = [namespace_of(one) for one in project_ids]
+        with explained(), _of_projects(), self.engine.connect() as connection:
+            for start in range(0, len(names), AT_ONCE):
+                some = [f"({_usage(name + '.')})" for name in names[start : start + AT_ONCE]]
+                rows = connection.execute(text(" UNION ALL ".join(some)))
+                found += [(int(row[0]), int(row[1]), int(row[2])) for row in rows]
+        return found
+
     def catalogue(self, project_id: str) -> Catalogue | None:
         """Return where a project's metadata lie; None for a file in the project's folder."""
         if not self.postgres:
@@ -127,8 +161,12 @@ class Database:
             done += self._migrate_projects()
         return done
 
-    def check(self) -> None:
+    def check(self, patience: float = 0.0) -> None:
         """Refuse tables of another version.
+
+        Args:
+            patience: For how many seconds projects' tables that were right are not looked at
+                again.
 
         Raises:
             SchemaError: They are older or newer; the message says what to do.
@@ -136,18 +174,59 @@ class Database:
         """
         with explained():
             found = self._revision()
-        script = ScriptDirectory.from_config(self._alembic())
-        if found == script.get_current_head():
-            return
-        if found is not None and found not in {one.revision for one in script.walk_revisions()}:
+        head, known = self._revisions
+        if found != head:
+            if found is not None and found not in known:
+                raise SchemaError(
+                    f"the database has revision {found}, which this version does not know; upgrade "
+                    "ml-debugger-server"
+                )
             raise SchemaError(
-                f"the database has revision {found}, which this version does not know; upgrade "
-                "ml-debugger-server"
+                f"the database is {'empty' if found is None else f'of revision {found}'}; run "
+                "`ml-debugger service migrate` once, with the same settings"
             )
-        raise SchemaError(
-            f"the database is {'empty' if found is None else f'of revision {found}'}; run "
-            "`ml-debugger service migrate` once, with the same settings"
+        if self.postgres and time.monotonic() - self._checked > patience:
+            self._check_projects()
+            self._checked = time.monotonic()
+
+    def _check_projects(self) -> None:
+        """Refuse projects' tables of another version; those of SQLite files are seen to later."""
+        numbers: set[int] = set()
+        with explained(), self.engine.connect() as connection:
+            names = self.namespaces(connection)
+            for start in range(0, len(names), AT_ONCE):
+                some = [
+                    f'SELECT number FROM "{name}".schema_number'
+                    for name in names[start : start + AT_ONCE]
+                ]
+                with suppress(ProgrammingError), connection.begin_nested():
+                    # or one was deleted meanwhile; the next look finds the others
+                    numbers.update(connection.execute(text(" UNION ".join(some))).scalars())
+        if numbers and max(numbers) > schema.SCHEMA:
+            raise SchemaError(
+                f"the database has projects of schema {max(numbers)}, which this version does not "
+                "know; upgrade ml-debugger-server"
+            )
+        if numbers and min(numbers) < schema.SCHEMA:
+            raise SchemaError(
+                f"the database has projects of schema {min(numbers)}, and this version writes "
+                f"{schema.SCHEMA}; run `ml-debugger service migrate` once, with the same settings"
+            )
+
+    def namespaces(self, connection: Connection) -> list[str]:
+        """Return the PostgreSQL schemas of projects."""
+        query = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'project\\_%' ORDER BY 1")
+        return list(connection.execute(query).scalars())
+
+    def listed(self) -> list[str]:
+        """Return what there is in a PostgreSQL database: tables, whoever made them."""
+        query = text(
+            "SELECT schemaname || '.' || tablename FROM pg_tables "
+            "WHERE schemaname NOT IN ('pg_catalog', 'information_schema') "
+            "ORDER BY (schemaname <> 'public'), 1"
         )
+        with explained(), self.engine.connect() as connection:
+            return list(connection.execute(query).scalars())
 
     def ping(self) -> None:
         """Ask the database for nothing.
@@ -166,6 +245,12 @@ class Database:
         with self.engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 
+    @cached_property
+    def _revisions(self) -> tuple[str | None, set[str]]:
+        """The newest revision, and all that this version knows."""
+        script = ScriptDirectory.from_config(self._alembic())
+        return script.get_current_head(), {one.revision for one in script.walk_revisions()}
+
     def _alembic(self) -> Config:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
@@ -175,8 +260,7 @@ class Database:
     def _migrate_projects(self) -> list[str]:
         done = []
         with explained(), self.engine.connect() as connection:
-            query = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'project\\_%'")
-            names = connection.execute(query).scalars().all()
+            names = self.namespaces(connection)
         for name in names:
             with explained(), self.engine.begin() as connection:
                 _look_in(connection, name)
@@ -199,14 +283,19 @@ class PostgresCatalogue:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that sees one state of the catalogue throughout."""
-        with explained(), Session(self._snapshots) as session:
+        with explained(), _of_projects(), Session(self._snapshots) as session:
             _look_in(session.connection(), self._namespace)
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is committed, durably, when the block ends without an error."""
-        with explained(), Session(self._engine, autoflush=False) as session, session.begin():
+        with (
+            explained(),
+            _of_projects(),
+            Session(self._engine, autoflush=False) as session,
+            session.begin(),
+        ):
             connection = session.connection()
             _look_in(connection, self._namespace)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": self._lock})
@@ -250,6 +339,43 @@ def explained() -> Iterator[None]:
         if error.connection_invalidated:
             raise UnavailableError("the connection to the database was cut; try again") from error
         raise
+
+
+@contextmanager
+def _of_projects() -> Iterator[None]:
+    """Tell what a project lacks that was deleted meanwhile."""
+    try:
+        yield
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) in GONE:
+            raise NoProjectError from error
+        raise
+
+
+def _usage(place: str = "") -> str:
+    """Return the query for what a project holds, in a schema if any."""
+    return (
+        f"SELECT (SELECT count(*) FROM {place}model AS m WHERE EXISTS (SELECT 1 FROM "
+        f"{place}version AS v JOIN {place}chunk AS c ON c.version_id = v.id "
+        "WHERE v.model_id = m.id)), coalesce(sum(inputs), 0), coalesce(sum(nbytes), 0) "
+        f"FROM {place}chunk"
+    )
+
+
+def _usage_of_file(folder: Path) -> tuple[int, int, int]:
+    path = folder / "catalogue.db"
+    if not path.exists():
+        return 0, 0, 0  # nobody has used the project yet, or it is deleted
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            models, records, nbytes = connection.execute(_usage()).fetchone()
+    except sqlite3.OperationalError as error:
+        if not path.exists():
+            return 0, 0, 0
+        raise UnavailableError(f"{path} does not answer ({error}); try again") from error
+    return int(models), int(records), int(nbytes)
 
 
 def _first_line(error: DBAPIError) -> str:

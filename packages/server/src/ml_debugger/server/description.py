@@ -1,17 +1,23 @@
 """The description of the interface, in OpenAPI's form."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 
-from ml_debugger.server.access import COOKIE, CSRF
-
-#: What may be asked without saying who one is.
-OPEN = ("/health", "/ready", "/api/v1/login")
+from ml_debugger.server.access import COOKIE, CSRF, InProject, person, principal
+from ml_debugger.server.operations import metrics
+from ml_debugger.server.people import Role
 
 _SCHEMES = {
+    "metrics": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The setting `MLD_SERVER_METRICS_TOKEN`.",
+    },
     "key": {"type": "http", "scheme": "bearer", "description": "An API key, `mldbg_...`."},
     "login": {
         "type": "apiKey",
@@ -44,8 +50,32 @@ def describe(app: FastAPI, root_path: str) -> dict[str, Any]:
         servers=[{"url": root_path or "/"}],
     )
     found["components"]["securitySchemes"] = _SCHEMES
+    guarded = {
+        (one.path, method.lower()): _who(one.original_route.dependant)
+        for one in iter_route_contexts(app.routes)
+        if isinstance(one.original_route, APIRoute)
+        for method in one.methods or ()
+    }
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             login: dict[str, Any] = {"login": []} if method == "get" else {"login": [], "csrf": []}
-            operation["security"] = [] if path in OPEN else [{"key": []}, login]
+            ways = {"login": login, "key": {"key": []}, "metrics": {"metrics": []}}
+            operation["security"] = [ways[one] for one in guarded[path, method]]
     return found
+
+
+def _who(dependant: Dependant) -> tuple[str, ...]:
+    """Return how one may show who one is, as the dependencies of a route have it."""
+    calls = list(_calls(dependant))
+    if metrics in calls:
+        return "metrics", "login"
+    if principal not in calls:
+        return ()
+    admin = any(isinstance(one, InProject) and one.role is Role.ADMIN for one in calls)
+    return ("login",) if admin or person in calls else ("key", "login")  # no key is an admin's
+
+
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    yield dependant.call
+    for one in dependant.dependencies:
+        yield from _calls(one)

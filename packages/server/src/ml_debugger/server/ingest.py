@@ -3,16 +3,19 @@
 import hashlib
 import mmap
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
 import pyarrow as pa
 
-from ml_debugger.core.errors import InputError
+from ml_debugger.core.errors import InputError, SchemaError
 from ml_debugger.core.store import LocalRepository
-from ml_debugger.core.store.parts import Part
+from ml_debugger.core.store.parts import ChunkHeader, Part
 from ml_debugger.core.task import task_named
 from ml_debugger.server.problems import Problem
-from ml_debugger.server.quotas import check_quota
+from ml_debugger.server.quotas import Quotas, counting, quotas_of
 from ml_debugger.server.service import Service
 
 BLOCK = 1 << 20
@@ -24,6 +27,7 @@ def take_in(
     repository: LocalRepository,
     digest: str,
     file: IO[bytes],
+    is_first: Callable[[], bool],
 ) -> int:
     """Add a part to a version; return how many of its inputs are new.
 
@@ -36,10 +40,11 @@ def take_in(
         repository: The version.
         digest: The SHA-256 that the part is called by.
         file: The part, compressed with Zstandard.
+        is_first: Tells whether the model has no records yet.
 
     Raises:
         Problem: 413; it is larger than allowed.
-        InputError: It is damaged, not what it is called, or does not fit the version.
+        InputError: It is damaged, of a later version, not what it is called, or does not fit.
         LicenseError: A quota is exhausted.
         StoreError: It cannot be written.
     """
@@ -50,7 +55,7 @@ def take_in(
             raise InputError("the part is empty")
         # never closed, but gone with the last view of it: the frames of an error still hold some
         content = mmap.mmap(unpacked.fileno(), size, access=mmap.ACCESS_READ)
-        return _add(service, organization_id, repository, memoryview(content))
+        return _add(service, organization_id, repository, memoryview(content), is_first)
 
 
 def _unpack(file: IO[bytes], target: IO[bytes], digest: str, limit: int) -> int:
@@ -76,18 +81,34 @@ def _unpack(file: IO[bytes], target: IO[bytes], digest: str, limit: int) -> int:
 
 
 def _add(
-    service: Service, organization_id: str, repository: LocalRepository, content: memoryview
+    service: Service,
+    organization_id: str,
+    repository: LocalRepository,
+    content: memoryview,
+    is_first: Callable[[], bool],
 ) -> int:
-    part = Part.unpack(content)
+    try:
+        part = Part.unpack(content)
+    except SchemaError as error:  # whoever sent it is to be told, and of our own files nobody
+        raise InputError(str(error)) from None
     _check_task(repository, part)
-    new = repository.missing(part)  # what is sent again takes nothing of a quota
-    check_quota(
-        service,
-        organization_id,
-        records=sum(one.inputs for one in new),
-        nbytes=sum(one.nbytes for one in new),
-    )
-    return repository.adopt(part)
+
+    def check(quotas: Quotas, new: Sequence[ChunkHeader]) -> None:
+        # what is sent again takes nothing of a quota
+        quotas.check(
+            models=int(bool(new) and is_first()),
+            records=sum(one.inputs for one in new),
+            nbytes=sum(one.nbytes for one in new),
+        )
+
+    @contextmanager
+    def admission() -> Iterator[Callable[[Sequence[ChunkHeader]], None]]:
+        with counting(service, organization_id) as quotas:
+            yield partial(check, quotas)
+
+    # what does not fit is not written first; what does is written before anybody has to wait
+    check(quotas_of(service, organization_id), repository.missing(part))
+    return repository.adopt(part, admission())
 
 
 def _check_task(repository: LocalRepository, part: Part) -> None:

@@ -1,26 +1,29 @@
 """The queue of work for worker processes: rows of the service's own database."""
 
 import json
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
-from sqlalchemy import func, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, func, update
 from sqlalchemy.orm import aliased
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.server.credentials import new_id
 from ml_debugger.server.database import Database
-from ml_debugger.server.problems import Problem
-from ml_debugger.server.tables import JobRow
+from ml_debugger.server.problems import OvertakenError, Problem
+from ml_debugger.server.tables import JobRow, ProjectRow
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
+Why = Literal["died", "stalled", "stopped"]
 OPEN = ("queued", "running")
 FULL_SECONDS = 30  # after which a full queue may be asked again
-MOST_ATTEMPTS = 5  # a job that takes its worker down as often will do so again
+MOST_DEATHS = 5  # a job that takes its worker down as often will do so again
+MOST_STALLS = 500  # a job that could not go on as often, a minute apart: eight hours of one worker
+KEPT = 30 * 24 * 3600 * 10**9  # nanoseconds for which jobs are listed once they have ended
 
 
 class Queue:
@@ -34,6 +37,7 @@ class Queue:
         """Use the service's tables; a project may have so many jobs that are not done."""
         self._database = database
         self._most = most
+        self._turn = threading.Lock()
 
     def submit(
         self,
@@ -42,60 +46,70 @@ class Queue:
         *,
         model_name: str,
         version_name: str,
-        result_name: str,
+        result_name: str | Callable[[Collection[str]], str],
         request: Mapping[str, Any],
         created_by: str,
         job_id: str | None = None,
+        shared: bool = False,
     ) -> JobRow:
-        """Add a job, under an id of its own if none is given.
+        """Add a job, or return the one of this id.
+
+        Args:
+            project_id: For whom.
+            kind: What is to be done.
+            model_name: Of what.
+            version_name: Of which version.
+            result_name: The result, or what chooses its name, given those that are being made.
+            request: The arguments, as JSON.
+            created_by: Who asks.
+            job_id: The job's id; a new one if None.
+            shared: Return the job that is at work for this result, if there is one.
 
         Raises:
-            InputError: One that is not done yet makes a result of this name.
-            Problem: 429; the project has too many that are not done.
+            InputError: A job that is not done yet makes a result of this name.
+            Problem: 404, there is no such project; 429, it has too many jobs that are not done.
         """
-        if len(self.waiting(project_id)) >= self._most:
-            raise Problem(
-                429,
-                f"the project has {self._most} jobs that are not done; wait, or cancel some",
-                retry_after=FULL_SECONDS,
+        # one of this process at a time: choosing a name may take a connection beside this one
+        with self._turn, self._database.writing() as session:
+            # others of the project wait here, and what is seen from here on holds
+            if session.get(ProjectRow, project_id, with_for_update=True) is None:
+                raise Problem(404, "there is no such project")
+            same = None if job_id is None else session.get(JobRow, job_id)
+            if same is not None:
+                return same
+            query = select(JobRow).where(JobRow.project_id == project_id)
+            waiting = {
+                one.result_name: one
+                for one in session.exec(query.where(col(JobRow.state).in_(OPEN)))
+            }
+            name = result_name if isinstance(result_name, str) else result_name(waiting)
+            if name in waiting and shared:
+                return waiting[name]
+            if name in waiting:
+                raise InputError(
+                    f"a result {name!r} is being made already; choose another result_name, or "
+                    "wait for it"
+                )
+            if len(waiting) >= self._most:
+                raise Problem(
+                    429,
+                    f"the project has {self._most} jobs that are not done; wait, or cancel some",
+                    retry_after=FULL_SECONDS,
+                )
+            row = JobRow(
+                id=job_id or new_id(),
+                project_id=project_id,
+                kind=kind,
+                model_name=model_name,
+                version_name=version_name,
+                result_name=name,
+                request=json.dumps(dict(request)),
+                state="queued",
+                created_by=created_by,
+                created_at=time.time_ns(),
             )
-        row = JobRow(
-            id=job_id or new_id(),
-            project_id=project_id,
-            kind=kind,
-            model_name=model_name,
-            version_name=version_name,
-            result_name=result_name,
-            request=json.dumps(dict(request)),
-            state="queued",
-            created_by=created_by,
-            created_at=time.time_ns(),
-        )
-        try:
-            with self._database.writing() as session:
-                session.add(row)
-        except IntegrityError as error:
-            raise InputError(
-                f"a result {result_name!r} is being made already; choose another result_name, or "
-                "wait for it"
-            ) from error
+            session.add(row)
         return row
-
-    def submit_once(self, project_id: str, kind: str, *, result_name: str, **rest: Any) -> JobRow:
-        """Add a job, or return the one that is at work for this result already."""
-        query = select(JobRow).where(
-            JobRow.project_id == project_id,
-            JobRow.result_name == result_name,
-            col(JobRow.state).in_(OPEN),
-        )
-        for _ in range(3):  # it may be done, or begun, between a look and the next
-            with self._database.reading() as session:
-                row = session.exec(query).first()
-            if row is not None:
-                return row
-            with suppress(InputError):
-                return self.submit(project_id, kind, result_name=result_name, **rest)
-        raise InputError(f"jobs for the result {result_name!r} come and go; try again")
 
     def find(self, project_id: str, job_id: str) -> JobRow | None:
         """Return a job of a project."""
@@ -135,8 +149,26 @@ class Queue:
                 update(JobRow).where(*mine, col(JobRow.state) == "running").values(cancelled=True)
             )
 
-    def take(self, worker: str) -> JobRow | None:
-        """Give a worker a job; None if none waits.
+    def cancel_all(self, project_id: str, *which: Any) -> None:
+        """Cancel the jobs of a project that are not done, of those that conditions name."""
+        query = select(JobRow.id).where(JobRow.project_id == project_id, *which)
+        with self._database.reading() as session:
+            found = list(session.exec(query.where(col(JobRow.state).in_(OPEN))))
+        for one in found:
+            self.cancel(project_id, one)
+
+    def tidy(self) -> None:
+        """Forget the jobs that ended long ago."""
+        with self._database.writing() as session:
+            session.execute(
+                delete(JobRow).where(
+                    col(JobRow.state).not_in(OPEN),
+                    col(JobRow.finished_at) < time.time_ns() - KEPT,
+                )
+            )
+
+    def take(self, worker: str, but: Collection[str] = ()) -> JobRow | None:
+        """Give a worker a job, of an id that it does not refuse; None if none waits.
 
         It is the oldest of the project whose last job began longest ago, so that nobody's queue
         keeps the others waiting.
@@ -151,7 +183,7 @@ class Queue:
         with self._database.writing() as session:
             row = session.exec(
                 select(JobRow)
-                .where(JobRow.state == "queued")
+                .where(JobRow.state == "queued", col(JobRow.id).not_in(but))
                 .order_by(func.coalesce(served, 0), col(JobRow.created_at), col(JobRow.id))
                 .limit(1)
                 .with_for_update(skip_locked=True)
@@ -168,22 +200,53 @@ class Queue:
         It is where the job was cancelled, or given to another worker.
         """
         with self._database.writing() as session:
-            row = session.get(JobRow, job.id)
-            if row is None or row.attempt != job.attempt or row.state != "running":
+            row = _held(session, job.id, job.attempt, "running", "done")
+            if row is None:
                 return False
+            if row.state == "done":
+                return True  # what it has made is entered, and it may come to its end
             row.beat += 1
             row.progress = progress
             session.add(row)
             return not row.cancelled
 
-    def end(self, job: JobRow, state: State, message: str = "") -> bool:
-        """Note how a worker's job ended; False if it is no longer its own."""
+    @contextmanager
+    def entering(self, job_id: str, attempt: int) -> Iterator[None]:
+        """Let a worker enter what its job has made; the job is done then.
+
+        Meanwhile nobody cancels the job, or gives it to another worker.
+
+        Raises:
+            OvertakenError: It was cancelled, or given away.
+        """
         with self._database.writing() as session:
-            row = session.get(JobRow, job.id)
-            if row is None or row.attempt != job.attempt or row.state != "running":
-                return False
-            if state == "queued" and row.attempt >= MOST_ATTEMPTS:
-                state, message = "failed", f"{message}; given up after {row.attempt} attempts"
+            row = _held(session, job_id, attempt)
+            if row is None or row.cancelled:
+                raise OvertakenError(f"attempt {attempt} at job {job_id} is not wanted any more")
+            yield
+            row.state, row.progress, row.finished_at = "done", 1.0, time.time_ns()
+            session.add(row)
+
+    def end(self, job: JobRow, state: State, message: str = "", *, why: Why = "died") -> bool:
+        """Note how a worker's job ended; False if it is no longer its own.
+
+        Args:
+            job: As the worker took it.
+            state: What it is now; "queued" for it to be taken again.
+            message: For those who may see the job.
+            why: What it is queued for: it took its worker down, it could not go on, which it may
+                many more times, or its worker was told to stop, which does not count.
+        """
+        with self._database.writing() as session:
+            row = _held(session, job.id, job.attempt, "running", "done")
+            if row is None or row.state == "done":
+                return row is not None and state == "done"
+            if state == "queued":
+                row.failures += why == "died"
+                row.stalls += why == "stalled"
+                if row.failures >= MOST_DEATHS or row.stalls >= MOST_STALLS:
+                    state = "failed"
+                    message = f"{message}; given up after {row.attempt} attempts"
             if row.cancelled and state != "done":
                 state, message = "cancelled", ""
             row.state, row.message = state, message
@@ -195,6 +258,14 @@ class Queue:
             return True
 
 
+def _held(session: Session, job_id: str, attempt: int, *states: State) -> JobRow | None:
+    """Return a job if it is (still) this attempt's, and let nobody change it in the meantime."""
+    row = session.get(JobRow, job_id, with_for_update=True)
+    if row is None or row.attempt != attempt or row.state not in (states or ("running",)):
+        return None
+    return row
+
+
 class Watch:
     """Finds jobs whose worker has been silent for long, by this process's own clock."""
 
@@ -203,6 +274,7 @@ class Watch:
         self._queue = queue
         self._patience = patience
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        self._looked = 0.0
 
     def look(self) -> list[JobRow]:
         """Put abandoned jobs back into the queue, and return them."""
@@ -212,6 +284,9 @@ class Watch:
             self._seen.clear()  # while nobody can look, nobody can beat
             raise
         now = time.monotonic()
+        if now - self._looked > self._patience / 2:  # asleep, it heard nobody
+            self._seen.clear()
+        self._looked = now
         self._seen = {k: v for k, v in self._seen.items() if k in {one.id for one in running}}
         abandoned = []
         for one in running:
@@ -220,7 +295,7 @@ class Watch:
             if before != state:
                 self._seen[one.id] = (state, now)
             elif now - since > self._patience and self._queue.end(
-                one, "queued", f"the worker {one.worker} was silent for {now - since:.0f} s"
+                one, "queued", f"a worker was silent for {now - since:.0f} s"
             ):
                 abandoned.append(one)
         return abandoned

@@ -1,5 +1,6 @@
 """Recorded values and results in an object store, with a copy of what is in use on local disk."""
 
+import math
 import os
 import shutil
 import threading
@@ -8,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sqlmodel import col, select
 
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.store.catalogue import Catalogue
+from ml_debugger.core.store.home import folder_name
 from ml_debugger.core.store.segments import SUFFIX, Bytes, SegmentReader
 from ml_debugger.core.store.tables import ChunkRow, SegmentRow
 
@@ -25,6 +28,18 @@ COMPRESSED = ".zst"
 BLOCK = 1 << 20
 TRIES = 5
 ORPHAN_SECONDS = 24 * 3600.0  # nothing that is being entered takes as long
+#: botocore asks for longer, five times: who refuses connections would hold a thread for 6 s then.
+S3_CONFIG = {
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+}
+STAMP = "%Y%m%dT%H%M%S.%fZ"
+
+
+def result_place(name: str, completed_at: datetime) -> str:
+    """Return what the folder of a result's objects is called: another of its name has another."""
+    return f"{folder_name(name)}-{completed_at.astimezone(UTC).strftime(STAMP)}"
 
 
 class Objects:
@@ -47,7 +62,7 @@ class Objects:
             )
         try:
             self._fs, self.root = fsspec.core.url_to_fs(
-                url, use_listings_cache=False, **(options or {})
+                url, use_listings_cache=False, **_patient(url, options or {})
             )
         except (ImportError, ValueError) as error:
             raise InputError(f"objects {url!r} cannot be used: {error}") from error
@@ -114,15 +129,28 @@ class Objects:
             for file in files:
                 self._fs.get_file(file, str(folder / Path(file).name))
 
-    def get_tree(self, folder: Path) -> None:
-        """Copy everything, as it is, into a new folder."""
+    def listed(self) -> list[str]:
+        """Return the names of what is in the place, at its top; nothing where there is no place."""
+        with self._told(f"cannot list {self.url}"), suppress(FileNotFoundError):
+            found = self._fs.ls(self.root, detail=False)
+            return sorted(Path(one).name for one in found if one.rstrip("/") != self.root)
+        return []
+
+    def get_tree(self, folder: Path) -> list[str]:
+        """Copy everything that is not in a folder yet, as it is; return what was gone meanwhile."""
+        gone = []
         with self._told(f"cannot read {self.url}"):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for file in self._fs.find(self.root):
                 target = folder / file.removeprefix(self.root).lstrip("/")
+                if target.exists():
+                    continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # deleted meanwhile, since nothing names it
+                try:
                     self._fs.get_file(file, str(target))
+                except FileNotFoundError:
+                    gone.append(str(file))
+        return gone
 
     def put_tree(self, folder: Path) -> None:
         """Write what `get_tree` copied."""
@@ -145,6 +173,17 @@ class Objects:
                 return {}
             now = self._now()
         return {Path(one["name"]).name: now - _written(one) for one in found}
+
+    def folders(self, name: str) -> dict[str, float]:
+        """Return how many seconds ago each folder of a folder was last written to."""
+        with self._told(f"cannot list {self.url}/{name}"):
+            found = self._fs.find(f"{self.root}/{name}", detail=True)
+            now = self._now() if found else 0.0
+        ages: dict[str, float] = {}
+        for path, one in found.items():
+            first = path.removeprefix(f"{self.root}/{name}/").partition("/")[0]
+            ages[first] = min(ages.get(first, math.inf), now - _written(one))
+        return ages
 
     def ping(self) -> None:
         """Look whether the object store answers.
@@ -187,6 +226,7 @@ class ObjectSegments:
         self._name = name
         self._cache = cache
         self._limit = limit
+        self._room = 0  # how many bytes may be fetched before the cache is looked through again
         self._files = SegmentReader(cache)
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
@@ -273,6 +313,7 @@ class ObjectSegments:
             draft = self._cache / f".{uuid.uuid4().hex}"
             try:
                 self._objects.fetch(self._object(name), draft)
+                size = draft.stat().st_size
                 draft.rename(path)
             except OSError as error:
                 if isinstance(error, StoreError | FileNotFoundError):
@@ -283,7 +324,9 @@ class ObjectSegments:
             finally:
                 draft.unlink(missing_ok=True)
         with self._lock:
-            self._evict()
+            self._room -= size
+            if self._room < 0:
+                self._evict()
 
     @contextmanager
     def _needed(self, name: str) -> Iterator[None]:
@@ -318,6 +361,14 @@ class ObjectSegments:
             if path.stem not in self._needs:
                 self._drop(path.stem)
                 total -= size
+        self._room = max(self._limit - total, 0) // 2  # other processes fetch too
+
+
+def _patient(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Have a client of S3 give up while somebody still waits, unless the options say otherwise."""
+    if not url.startswith(("s3://", "s3a://")):
+        return options
+    return {**options, "config_kwargs": {**S3_CONFIG, **options.get("config_kwargs", {})}}
 
 
 def _written(entry: dict[str, Any]) -> float:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from ml_debugger.core.errors import StoreError
+from ml_debugger.core.errors import SchemaError, StoreError
 from ml_debugger.server.access import Limiter, TheService, address, operator, person, principal
 from ml_debugger.server.jobs import OPEN
 from ml_debugger.server.observe import Metrics
@@ -16,6 +16,8 @@ from ml_debugger.server.problems import Problem, ProblemOut
 from ml_debugger.server.tables import JobRow
 
 router = APIRouter(tags=["operations"])
+
+CHECK_SECONDS = 10.0  # in which all projects' tables are looked at once: anybody may ask
 
 
 class Health(BaseModel):
@@ -32,11 +34,13 @@ def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": ProblemOut, "description": "Not ready."}})
 def ready(service: TheService) -> Health:
-    """Tell whether the database and the object store answer."""
+    """Tell whether the database and the object store answer, and have this version's tables."""
     try:
-        service.database.ping()
+        service.database.check(CHECK_SECONDS)
         if service.projects.objects is not None:
             service.projects.objects.ping()
+    except SchemaError as error:
+        raise Problem(503, str(error)) from error
     except StoreError as error:
         raise Problem(503, "the database or the object store does not answer") from error
     return Health(status="ready")

@@ -14,6 +14,9 @@ from ml_debugger.core.task import task_named
 from ml_debugger.server.pools import ReadPool
 from ml_debugger.server.projects import ProjectStore
 
+MOST_PICKS = 1_000_000  # in one answer
+MOST_EXPLAINED = 10_000
+
 
 class Picked(NamedTuple):
     """What a query picked, best first, of how many inputs."""
@@ -40,14 +43,24 @@ def pick(store: ProjectStore, info: ResultInfo, given: Mapping[str, Any]) -> Pic
     records = repository.records(scope)
     if not records.inputs:
         return Picked([], 0)
+    most = MOST_EXPLAINED if given["explain"] else MOST_PICKS
+    if min(given["n_data"], records.inputs) > most:
+        raise InputError(
+            f"n_data is {given['n_data']:,}, and a service answers with {most:,} inputs at most"
+            + (
+                " with explain; ask for fewer, or without"
+                if given["explain"]
+                else "; ask for fewer"
+            )
+        )
     schema = task_named(info.task).schema
-    pool = store.pools.get(info, records)
+    pool = store.pools.get(store.home, info, records)
     if pool is None:
         if records.missing_estimates(info.name) is not None:
             assert scope.n_epoch != "all"  # scope_of has resolved it
             return Missing(scope.n_epoch, records.inputs)
         result = Result.load(store.result_folder(info.name))
-        pool = store.pools.keep(info, ReadPool(records, result, schema))
+        pool = store.pools.keep(store.home, info, ReadPool(records, result, schema))
     found = select(
         pool,
         given["n_data"],

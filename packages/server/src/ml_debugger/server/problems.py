@@ -3,6 +3,8 @@
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from ml_debugger.core.errors import MLDebuggerError, NothingToEvaluateError
+
 
 class Problem(HTTPException):
     """A request that cannot be done; becomes a `ProblemOut` with its status."""
@@ -18,3 +20,14 @@ class ProblemOut(BaseModel):
     detail: str
     kind: str
     request_id: str
+
+
+class NoProjectError(NothingToEvaluateError):
+    """A project that was there a moment ago is deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such project")
+
+
+class OvertakenError(MLDebuggerError):
+    """A job is not this worker's (any longer), and nothing of it may be entered."""

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlmodel import select
 
 from ml_debugger.core.errors import MLDebuggerError
+from ml_debugger.server.problems import NoProjectError
 from ml_debugger.server.service import Service
 from ml_debugger.server.tables import ProjectRow
 
@@ -20,13 +21,17 @@ def tidy(service: Service, now: datetime | None = None) -> int:
     now = now or datetime.now(UTC)
     with service.database.reading() as session:
         projects = [(one.id, one.retention_days) for one in session.exec(select(ProjectRow))]
+    service.projects.sweep()
+    service.queue.tidy()
     dropped = 0
     for project_id, days in projects:
-        store = service.projects.store(project_id)
         try:
+            store = service.projects.store(project_id)
             if days is not None:
                 dropped += _drop(service, project_id, now - timedelta(days=days))
             store.compact()
+        except NoProjectError:
+            continue  # it was deleted meanwhile
         except MLDebuggerError as error:  # of one project; the others are tidied all the same
             log.warning("cannot tidy", extra={"project": project_id, "cause": str(error)})
     return dropped
@@ -38,8 +43,9 @@ def _drop(service: Service, project_id: str, before: datetime) -> int:
     for version in store.versions():
         repository = store.repository(version.number)
         for epoch in repository.epochs():
-            if epoch.last_written < before:
-                repository.delete_epoch(epoch.n_epoch)
+            if epoch.last_written < before and store.drop_epoch(
+                version.number, epoch.n_epoch, before
+            ):
                 log.info("epoch dropped", extra={"project": project_id})
                 dropped += 1
     return dropped

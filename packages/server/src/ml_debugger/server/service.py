@@ -2,6 +2,8 @@
 
 from typing import Self
 
+from ml_debugger.core.errors import StoreError
+from ml_debugger.server.backup import RESTORING
 from ml_debugger.server.credentials import Credentials
 from ml_debugger.server.database import Database
 from ml_debugger.server.jobs import Queue
@@ -29,6 +31,11 @@ class Service:
         """
         self.settings = settings
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (settings.data / RESTORING).exists():
+            raise StoreError(
+                f"{settings.data} was not restored to the end; empty it, the database and the "
+                "place in the object store, and restore once more"
+            )
         self.database = Database(settings.database, settings.data)
         try:
             if not self.database.postgres:

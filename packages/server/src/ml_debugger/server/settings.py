@@ -1,19 +1,30 @@
 """What whoever runs the service decides; each is an environment variable, and some are options."""
 
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from limits import parse_many
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ml_debugger.core.errors import StoreError
+from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.settings import resolve_home
 
+PREFIX = "MLD_SERVER_"
 SHORTEST_SECRET = 32
+#: Never shown: secrets, and what may hold one.
+HIDDEN = ("database", "metrics_token", "objects", "objects_options", "secret")
+#: Settings that are JSON, with an example of each.
+COMPOSED = {
+    "objects_options": '{"client_kwargs": {"endpoint_url": "http://127.0.0.1:9000"}}',
+    "trusted_proxies": '["10.0.0.0/8"]',
+}
 
 
 def _default_data() -> Path:
@@ -42,6 +53,7 @@ class Settings(BaseSettings):
         secure_cookies: Whether browsers send the cookie over HTTPS only.
         login_rate: Failed logins that an address and an account are allowed.
         key_rate: Requests with a wrong key that an address is allowed.
+        password_login: Whether people log in with passwords; None: unless `user_header` is set.
         user_header: The header in which a reverse proxy names who it has authenticated; None for
             no such proxy.
         trusted_proxies: From where that header, and `X-Forwarded-For`, are believed.
@@ -50,7 +62,7 @@ class Settings(BaseSettings):
         lease_seconds: How long a worker may be silent before its job is given to another.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MLD_SERVER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     data: Path = Field(default_factory=_default_data)
     database: str | None = None
@@ -67,11 +79,26 @@ class Settings(BaseSettings):
     secure_cookies: bool = True
     login_rate: str = "10/minute;50/hour"
     key_rate: str = "60/minute"
+    password_login: bool | None = None
     user_header: str | None = None
     trusted_proxies: list[IPv4Network | IPv6Network] = []
     metrics_token: SecretStr | None = Field(default=None, min_length=16)
     max_open_jobs: int = Field(default=100, ge=1)
     lease_seconds: float = Field(default=30, gt=0)
+
+    @field_validator("login_rate", "key_rate")
+    @classmethod
+    def _is_rate(cls, text: str) -> str:
+        try:
+            parse_many(text)
+        except ValueError:
+            raise ValueError("expected rates such as 10/minute;50/hour") from None
+        return text
+
+    @property
+    def passwords(self) -> bool:
+        """Whether people log in with passwords."""
+        return self.user_header is None if self.password_login is None else self.password_login
 
     @cached_property
     def key(self) -> bytes:
@@ -100,3 +127,40 @@ class Settings(BaseSettings):
                 "are void then"
             )
         return found
+
+
+def read_settings(**given: Any) -> Settings:
+    """Return what is given, and of the rest what the environment says.
+
+    Raises:
+        InputError: One of them is wrong; it is named, with its value and with what was expected.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, why = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        shown = "" if name in HIDDEN else f" {first['input']!r}"
+        raise InputError(f"the setting {_named(name, given)}{shown} is wrong: {why}") from None
+    except SettingsError:
+        for name, example in COMPOSED.items():
+            text = os.environ.get(PREFIX + name.upper())
+            if text is not None and not _is_json(text):
+                shown = "" if name in HIDDEN else f" {text!r}"
+                raise InputError(
+                    f"the setting {_named(name, given)}{shown} is wrong: expected JSON such as "
+                    f"{example}"
+                ) from None
+        raise
+
+
+def _named(name: str, given: Mapping[str, Any]) -> str:
+    return f"--{name}".replace("_", "-") if name in given else PREFIX + name.upper()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -95,12 +95,14 @@ class JobRow(Base, table=True):
 
     `beat` grows while a worker is at it: who sees it stand still for long may take the job over,
     which needs no two clocks that agree. `attempt` grows with each worker that takes it, and
-    only the last may say how it ended.
+    only the last may say how it ended. `failures` counts those that took their worker down, and
+    `stalls` those that could not go on, for want of the object store for example.
     """
 
     __tablename__: ClassVar[str] = "job"
     __table_args__ = (
         Index("job_open", "state", "created_at"),
+        Index("job_served", "project_id", "started_at"),
         Index(
             "job_result",
             "project_id",
@@ -120,6 +122,8 @@ class JobRow(Base, table=True):
     state: str
     cancelled: bool = False
     attempt: int = 0
+    failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    stalls: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     beat: int = Field(default=0, sa_type=BigInteger)
     worker: str = ""
     progress: float = 0.0

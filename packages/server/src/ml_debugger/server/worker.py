@@ -13,18 +13,20 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ml_debugger.core.errors import MLDebuggerError, StoreError
+from ml_debugger.core.errors import MLDebuggerError, SchemaError, StoreError
 from ml_debugger.core.evaluation.method import evaluate
 from ml_debugger.core.evaluation.result import Result
 from ml_debugger.core.evaluation.scoring import score_missing
 from ml_debugger.core.progress import listening
 from ml_debugger.core.records import ModelVersion
-from ml_debugger.server.jobs import State, Watch
+from ml_debugger.server.jobs import State, Watch, Why
 from ml_debugger.server.observe import log_as_json
 from ml_debugger.server.picking import scope_of
+from ml_debugger.server.problems import OvertakenError
 from ml_debugger.server.projects import ProjectStore
 from ml_debugger.server.retention import tidy
 from ml_debugger.server.service import Service
@@ -49,6 +51,7 @@ class Worker:
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._lease = service.settings.lease_seconds
         self._watch = Watch(self._queue, self._lease)
+        self._resting: dict[str, float] = {}  # until when, by this process's own clock
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload([__name__])
 
@@ -57,12 +60,11 @@ class Worker:
         tidied = time.monotonic()
         while not stop.is_set():
             try:
-                for one in self._watch.look():
-                    log.warning("job abandoned", extra={"job": one.id, "worker": one.worker})
+                self._look()
                 if time.monotonic() - tidied > TIDY_EVERY:
                     tidied = time.monotonic()
                     tidy(self._service)
-                job = self._queue.take(self._name)
+                job = self._queue.take(self._name, self._refused())
             except StoreError as error:
                 log.warning("cannot look for jobs", extra={"cause": str(error)})
                 stop.wait(POLL * 4)
@@ -72,6 +74,16 @@ class Worker:
             else:
                 self._do(job, stop)
 
+    def _look(self) -> None:
+        for one in self._watch.look():
+            log.warning("job abandoned", extra={"job": one.id, "worker": one.worker})
+
+    def _refused(self) -> list[str]:
+        """Return the jobs that could not go on here, and are to rest a while."""
+        now = time.monotonic()
+        self._resting = {job: end for job, end in self._resting.items() if end > now}
+        return list(self._resting)
+
     def _do(self, job: JobRow, stop: threading.Event) -> None:
         log.info("job begun", extra={"job": job.id, "kind": job.kind, "attempt": job.attempt})
         mine, theirs = self._processes.Pipe()
@@ -80,6 +92,7 @@ class Worker:
         process.start()
         theirs.close()
         state: State = "queued"
+        why: Why = "died"
         message = "its process died"
         try:
             found = self._attend(job, process, mine, stop)
@@ -87,13 +100,16 @@ class Worker:
                 state, message = "cancelled", ""
             elif found:
                 state, message = found
-                if state == "queued" and not stop.is_set():
-                    self._rest(job, stop)
+                if state == "queued":
+                    why = "stalled"
+                    # what it stands on was away, and may soon be back; other jobs go on meanwhile
+                    rest = min(4.0 ** min(job.stalls + 1, 10), LONGEST_REST)
+                    self._resting[job.id] = time.monotonic() + rest
         finally:
             process.kill()
             process.join()
             mine.close()
-        self._end(job, state, message, stop)
+        self._end(job, state, message, stop, "stopped" if stop.is_set() else why)
 
     def _attend(
         self, job: JobRow, process: Any, said: Connection, stop: threading.Event
@@ -120,21 +136,16 @@ class Worker:
                     if not self._queue.beat(job, progress):
                         return None
                     beaten = time.monotonic()
+                    self._look()  # jobs of others may have to wait for an hour else
                 except StoreError as error:  # the job goes on meanwhile
                     log.warning("cannot say that a job goes on", extra={"cause": str(error)})
 
-    def _rest(self, job: JobRow, stop: threading.Event) -> None:
-        """Keep a job for a while: what it stands on was away, and may soon be back."""
-        end = time.monotonic() + min(4.0**job.attempt, LONGEST_REST)
-        while time.monotonic() < end and not stop.wait(min(POLL, self._lease / 6)):
-            with suppress(StoreError):
-                if not self._queue.beat(job, 0.0):
-                    return
-
-    def _end(self, job: JobRow, state: State, message: str, stop: threading.Event) -> None:
+    def _end(
+        self, job: JobRow, state: State, message: str, stop: threading.Event, why: Why
+    ) -> None:
         while True:
             try:
-                kept = self._queue.end(job, state, message)
+                kept = self._queue.end(job, state, message, why=why)
             except StoreError as error:
                 log.warning("cannot say how a job ended", extra={"cause": str(error)})
                 if stop.wait(POLL * 4):
@@ -163,24 +174,34 @@ def _child(settings: Settings, job: dict[str, Any], connection: Connection) -> N
             said = time.monotonic()
             say("progress", share)
 
+    say(*_outcome(settings, job, advance))
+
+
+def _outcome(
+    settings: Settings, job: dict[str, Any], advance: Callable[[float], None]
+) -> tuple[State, str]:
+    """Do a job, and return how it ended, with a message for those who may see the job."""
     try:
         with Service(settings) as service, listening(advance):
             store = service.projects.store(job["project_id"])
+            store.fence = partial(service.queue.entering, job["id"], job["attempt"])
             _KINDS[job["kind"]](store, job, json.loads(job["request"]))
-    except StoreError as error:
-        say("queued", f"{type(error).__name__}: {error}")
+    except OvertakenError:
+        return "cancelled", ""
+    except (StoreError, SchemaError) as error:  # they may name places, the operator's business
+        log.warning("job cannot go on", extra={"job": job["id"], "cause": str(error)})
+        return "queued", "StoreError: the service cannot do this just now"
     except MLDebuggerError as error:
-        say("failed", f"{type(error).__name__}: {error}")
+        return "failed", f"{type(error).__name__}: {error}"
     except Exception as error:  # told to whoever asked, in the log with all its frames
         log.exception("job failed", extra={"job": job["id"]})
-        say("failed", f"Fault: the service has one: {type(error).__name__}")
-    else:
-        say("done", "")
+        return "failed", f"Fault: the service has one: {type(error).__name__}"
+    return "done", ""
 
 
 def _evaluate(store: ProjectStore, job: dict[str, Any], request: dict[str, Any]) -> None:
     name = job["result_name"]
-    if any(one.name == name for one in store.results()):
+    if store.result_named(name) is not None:
         return  # by a worker that died before it could say so: the name was kept for this job
     evaluate(
         store,

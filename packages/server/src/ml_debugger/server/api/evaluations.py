@@ -1,13 +1,13 @@
 """Evaluations, and the jobs that make them."""
 
 import hashlib
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 
 from ml_debugger.core.epochs import resolve_epoch
-from ml_debugger.core.errors import InputError
 from ml_debugger.core.evaluation.method import choose_name, resolve_method
 from ml_debugger.core.evaluation.options import EvaluationOptions
 from ml_debugger.core.task import task_named
@@ -37,14 +37,7 @@ def request_evaluation(
         text = f"{project.row.id} {idempotency_key}"
         job_id = hashlib.sha256(text.encode()).hexdigest()[: len(job_id)]
     row = service.queue.find(project.row.id, job_id)
-    if row is None:
-        try:
-            row = _submit(version_id, given, project, service, job_id)
-        except (InputError, Problem):
-            row = service.queue.find(project.row.id, job_id)  # asked twice at the same time
-            if row is None:
-                raise
-    return job_out(row)
+    return job_out(row or _submit(version_id, given, project, service, job_id))
 
 
 def _submit(
@@ -55,18 +48,20 @@ def _submit(
     EvaluationOptions.read(given.options)
     n_epoch = resolve_epoch(given.n_epoch, repository)
     now = datetime.now(UTC)
-    taken = set(service.queue.waiting(project.row.id))
-    if given.result_name in taken:
-        raise Problem(409, f"a result {given.result_name!r} is being made already")
-    name = choose_name(
-        project.store, repository.version, method, given.result_name, now, taken=taken
-    )
+
+    def choose(taken: Collection[str]) -> str:
+        if given.result_name is not None and given.result_name in taken:
+            return given.result_name  # which is refused, with a better reason than one here
+        return choose_name(
+            project.store, repository.version, method, given.result_name, now, taken=taken
+        )
+
     return service.queue.submit(
         project.row.id,
         "evaluation",
         model_name=repository.version.model_name,
         version_name=repository.version.version_name,
-        result_name=name,
+        result_name=choose,
         request={"method_name": method, "n_epoch": n_epoch, "options": given.options},
         created_by=project.principal.name,
         job_id=job_id,

@@ -31,6 +31,8 @@ router = APIRouter(tags=["login"])
 @router.post("/login")
 def login(given: LoginIn, request: Request, response: Response, service: TheService) -> MeOut:
     """Log a person in; the answer sets the cookie."""
+    if not service.settings.passwords:
+        raise Problem(403, "people log in at the proxy before this service, without a password")
     limiter: Limiter = request.app.state.login_limiter
     email = account_name(given.email)
     with service.database.reading() as session:
@@ -65,7 +67,7 @@ def login(given: LoginIn, request: Request, response: Response, service: TheServ
         httponly=True,
         samesite="lax",
     )
-    found = Principal(user, None, roles, service.credentials.csrf(token), token)
+    found = Principal(user, None, None, roles, service.credentials.csrf(token), token)
     return _me(service, found)
 
 

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Path
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ml_debugger.core.store.parts import ORIGIN
 from ml_debugger.server.people import Role
 
 Name = Annotated[
@@ -26,6 +27,13 @@ UserId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 KeyId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Number = Annotated[int, Path(ge=1, lt=1 << 31)]
+
+MOST = 1000  # in one page of a list
+After = Annotated[
+    int, Query(ge=0, lt=1 << 31, description="The id that the page before ended with.")
+]
+Limit = Annotated[int, Query(ge=1, le=MOST)]
+Wanted = Annotated[str | None, Query(max_length=1000, pattern=r"^[^\x00]*$")]
 
 
 class In(BaseModel):
@@ -122,7 +130,7 @@ class OrganizationIn(In):
 
 
 class QuotasIn(In):
-    """What an organisation may record; null is no limit."""
+    """What an organisation may record, all of it; null, and what is left out, is no limit."""
 
     max_models: Quota | None = None
     max_records: Quota | None = None
@@ -264,8 +272,8 @@ class WithdrawalIn(In):
     """Chunks to forget, by what they are called where they were recorded."""
 
     origins: Annotated[
-        list[Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00]*$")]],
-        Field(min_length=1, max_length=1000),
+        list[Annotated[str, StringConstraints(pattern=ORIGIN)]],
+        Field(min_length=1, max_length=1000, fail_fast=True),
     ]
 
 

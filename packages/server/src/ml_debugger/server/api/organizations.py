@@ -26,7 +26,7 @@ from ml_debugger.server.api.models import (
     moment,
 )
 from ml_debugger.server.credentials import new_id
-from ml_debugger.server.people import Role, add_member
+from ml_debugger.server.people import Role, add_member, keeps_an_admin, projects_of
 from ml_debugger.server.problems import Problem
 from ml_debugger.server.quotas import usage_of
 from ml_debugger.server.tables import KeyRow, MemberRow, OrganizationRow, ProjectRow, UserRow
@@ -66,11 +66,23 @@ def get_organization(organization: OrganizationViewer) -> OrganizationOut:
     return _out(organization)
 
 
+@router.delete("/{organization_id}", status_code=204)
+def delete_organization(
+    organization: OrganizationAdmin, _found: TheOperator, service: TheService
+) -> None:
+    """Delete an organisation that has no projects; operators only. Its members keep accounts."""
+    with service.database.writing() as session:
+        _alone(session, organization.id)
+        if projects_of(session, [organization.id]):
+            raise Problem(409, "an organisation that has projects stays; delete them first")
+        session.delete(session.get_one(OrganizationRow, organization.id))
+
+
 @router.put("/{organization_id}/quotas")
 def set_quotas(
     given: QuotasIn, organization: OrganizationAdmin, found: TheOperator, service: TheService
 ) -> OrganizationOut:
-    """Set what an organisation may record; operators only."""
+    """Set what an organisation may record, in place of all quotas it had; operators only."""
     with service.database.writing() as session:
         row = session.get_one(OrganizationRow, organization.id)
         row.max_models, row.max_records, row.max_bytes = (
@@ -138,8 +150,13 @@ def change_role(
 @router.delete(
     "/{organization_id}/members/{user_id}", status_code=204, operation_id="remove_member"
 )
-def remove(user_id: UserId, organization: OrganizationAdmin, service: TheService) -> None:
-    """Let a member go; that person's keys of this organisation are revoked."""
+def remove(
+    user_id: UserId, organization: OrganizationViewer, found: ThePerson, service: TheService
+) -> None:
+    """Let a member go, or leave; that person's keys of this organisation are revoked."""
+    admin = found.operator or found.roles[organization.id] is Role.ADMIN
+    if user_id != found.user.id and not admin:
+        raise Problem(403, "only an admin can let another member go")
     with service.database.writing() as session:
         _alone(session, organization.id)
         session.delete(_find(session, organization.id, user_id))
@@ -165,10 +182,7 @@ def _find(session: Session, organization_id: str, user_id: str) -> MemberRow:
 
 
 def _keep_an_admin(session: Session, organization_id: str) -> None:
-    query = select(MemberRow).where(
-        MemberRow.organization_id == organization_id, MemberRow.role == Role.ADMIN
-    )
-    if session.exec(query).first() is None:
+    if not keeps_an_admin(session, organization_id):
         raise Problem(409, "an organisation needs an admin; make somebody else one first")
 
 

@@ -60,4 +60,8 @@ def _enter(
     service: Service, project: Project, version_id: int, digest: str, file: IO[bytes]
 ) -> int:
     repository = project.store.repository(version_id)
-    return take_in(service, project.row.organization_id, repository, digest, file)
+
+    def is_first() -> bool:
+        return not project.store.has_records(repository.version.model_name)
+
+    return take_in(service, project.row.organization_id, repository, digest, file, is_first)

@@ -6,7 +6,8 @@ from sqlmodel import col, select
 from ml_debugger.core.errors import InputError
 from ml_debugger.server.access import (
     AsAdmin,
-    AsViewer,
+    ManagesAsAdmin,
+    ManagesAsViewer,
     OrganizationAdmin,
     OrganizationViewer,
     ThePerson,
@@ -44,14 +45,14 @@ def make_project(
 
 
 @router.get("/projects/{project_id}")
-def get_project(project: AsViewer) -> ProjectOut:
+def get_project(project: ManagesAsViewer) -> ProjectOut:
     """Return a project."""
     return project_out(project.row)
 
 
 @router.put("/projects/{project_id}")
 def change_project(
-    given: ProjectChange, project: AsAdmin, _found: ThePerson, service: TheService
+    given: ProjectChange, project: ManagesAsAdmin, _found: ThePerson, service: TheService
 ) -> ProjectOut:
     """Rename a project, and say for how long it keeps records."""
     with service.database.writing() as session:
@@ -69,13 +70,13 @@ def change_project(
 
 
 @router.delete("/projects/{project_id}", status_code=204)
-def delete_project(project: AsAdmin, _found: ThePerson, service: TheService) -> None:
+def delete_project(project: ManagesAsAdmin, _found: ThePerson, service: TheService) -> None:
     """Delete a project, and all that was recorded in it."""
     service.projects.delete(project.row.id)
 
 
 @router.get("/projects/{project_id}/keys")
-def list_keys(project: AsAdmin, _found: ThePerson, service: TheService) -> list[KeyOut]:
+def list_keys(project: ManagesAsAdmin, _found: ThePerson, service: TheService) -> list[KeyOut]:
     """Return a project's API keys; nothing that could be used as one."""
     query = select(KeyRow).where(KeyRow.project_id == project.row.id)
     with service.database.reading() as session:
@@ -94,7 +95,9 @@ def new_key(given: KeyIn, project: AsAdmin, found: ThePerson, service: TheServic
 
 
 @router.delete("/projects/{project_id}/keys/{key_id}", status_code=204)
-def revoke_key(key_id: KeyId, project: AsAdmin, _found: ThePerson, service: TheService) -> None:
+def revoke_key(
+    key_id: KeyId, project: ManagesAsAdmin, _found: ThePerson, service: TheService
+) -> None:
     """Revoke an API key, at once."""
     with service.database.writing() as session:
         row = session.get(KeyRow, key_id)

@@ -1,25 +1,35 @@
 """Results: their files, and what can be asked with them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 
+from ml_debugger.core.errors import StoreError
 from ml_debugger.core.evaluation import folder as files
 from ml_debugger.core.store import ResultInfo
 from ml_debugger.server.access import AsAdmin, AsViewer, Project, TheService
 from ml_debugger.server.api.evaluations import job_out
 from ml_debugger.server.api.models import (
+    MOST,
+    After,
     FileOut,
+    Limit,
     Number,
     PickOut,
     PicksOut,
     QueryIn,
     ResultOut,
+    Wanted,
 )
 from ml_debugger.server.picking import Missing, pick
 from ml_debugger.server.problems import Problem
+from ml_debugger.server.tables import JobRow
 
 router = APIRouter(prefix="/projects/{project_id}/results", tags=["results"])
 
@@ -29,18 +39,15 @@ FILES = (files.MANIFEST, files.ARRAYS, files.UNITS, files.TRUTHS, files.INPUTS)
 @router.get("")
 def list_results(
     project: AsViewer,
-    result_name: Annotated[str | None, Query(max_length=1000)] = None,
-    model_name: Annotated[str | None, Query(max_length=200)] = None,
-    version_name: Annotated[str | None, Query(max_length=200)] = None,
+    result_name: Wanted = None,
+    model_name: Wanted = None,
+    version_name: Wanted = None,
+    after: After = 0,
+    limit: Limit = MOST,
 ) -> list[ResultOut]:
     """Return the results of a project, in the order in which they were made."""
-    return [
-        _out(one)
-        for one in project.store.results()
-        if result_name in (None, one.name)
-        and model_name in (None, one.version.model_name)
-        and version_name in (None, one.version.version_name)
-    ]
+    found = project.store.page_of_results(after, limit, result_name, model_name, version_name)
+    return [_out(one) for one in found]
 
 
 @router.get("/{result_id}")
@@ -50,21 +57,23 @@ def get_result(result_id: Number, project: AsViewer) -> ResultOut:
 
 
 @router.delete("/{result_id}", status_code=204)
-def delete_result(result_id: Number, project: AsAdmin) -> None:
-    """Delete a result and its files."""
-    project.store.delete_result(_find(project, result_id).name)
+def delete_result(result_id: Number, project: AsAdmin, service: TheService) -> None:
+    """Delete a result and its files, and cancel what is at work for it."""
+    name = _find(project, result_id).name
+    service.queue.cancel_all(project.row.id, JobRow.result_name == name)
+    project.store.delete_result(name)
 
 
 @router.get("/{result_id}/files")
 def list_files(result_id: Number, project: AsViewer) -> list[FileOut]:
     """Return the files of a result, with their hashes."""
-    folder = project.store.result_folder(_find(project, result_id).name)
     found = []
-    for name in FILES:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append(FileOut(name=name, bytes=(folder / name).stat().st_size, sha256=digest))
+    with _folder(project, result_id) as folder:
+        for name in FILES:
+            if (folder / name).is_file():
+                about = (folder / name).stat()
+                digest = _sha256(folder / name, about.st_ino, about.st_mtime_ns, about.st_size)
+                found.append(FileOut(name=name, bytes=about.st_size, sha256=digest))
     return found
 
 
@@ -84,10 +93,15 @@ def get_file(
     result_id: Number, name: Annotated[str, Path(max_length=100)], project: AsViewer
 ) -> FileResponse:
     """Return a file of a result."""
-    folder = project.store.result_folder(_find(project, result_id).name)
-    if name not in FILES or not (folder / name).is_file():
-        raise Problem(404, "the result has no such file")
-    return FileResponse(folder / name, media_type="application/octet-stream", filename=name)
+    with _folder(project, result_id) as folder:
+        if name not in FILES or not (folder / name).is_file():
+            raise Problem(404, "the result has no such file")
+        return FileResponse(
+            folder / name,
+            media_type="application/octet-stream",
+            filename=name,
+            stat_result=(folder / name).stat(),
+        )
 
 
 @router.post("/{result_id}/query")
@@ -109,7 +123,7 @@ def query_result(
         "n_epoch": found.n_epoch,
         "run": given.run,
     }
-    job = service.queue.submit_once(
+    job = service.queue.submit(
         project.row.id,
         "estimates",
         model_name=info.version.model_name,
@@ -117,8 +131,26 @@ def query_result(
         result_name=info.name,
         request=request,
         created_by=project.principal.name,
+        shared=True,
     )
     return PicksOut(picks=None, job=job_out(job), inputs=found.inputs)
+
+
+@contextmanager
+def _folder(project: Project, number: int) -> Iterator[FilePath]:
+    """Give the folder of a result, which may be deleted meanwhile."""
+    try:
+        yield project.store.result_folder(_find(project, number).name)
+    except FileNotFoundError as error:
+        _find(project, number)
+        raise StoreError("the files of a result are gone, and the result is not") from error
+
+
+@lru_cache(1000)
+def _sha256(path: FilePath, *_what: int) -> str:
+    """Return the hash of a file; the file of a result that took its place differs in the rest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find(project: Project, number: int) -> ResultInfo:

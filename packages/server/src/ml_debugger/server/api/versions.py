@@ -1,29 +1,33 @@
 """Model versions: what is recorded of them, and deleting it."""
 
-from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
-from ml_debugger.core.errors import ArchitectureMismatchError, InputError, TaskNotInstalledError
+from ml_debugger.core.errors import TaskNotInstalledError
 from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import VersionInfo
 from ml_debugger.core.task import task_named
 from ml_debugger.server.access import AsAdmin, AsMember, AsViewer, TheService
 from ml_debugger.server.api.models import (
+    MOST,
+    After,
     DeletedOut,
     Epoch,
     EpochOut,
     ForgottenOut,
+    Limit,
     Number,
     RunOut,
     VersionDetailOut,
     VersionIn,
     VersionOut,
+    Wanted,
     WithdrawalIn,
 )
 from ml_debugger.server.problems import Problem
-from ml_debugger.server.quotas import check_quota
+from ml_debugger.server.quotas import counting
+from ml_debugger.server.tables import JobRow
 
 router = APIRouter(prefix="/projects/{project_id}/versions", tags=["versions"])
 
@@ -31,16 +35,14 @@ router = APIRouter(prefix="/projects/{project_id}/versions", tags=["versions"])
 @router.get("")
 def list_versions(
     project: AsViewer,
-    model_name: Annotated[str | None, Query(max_length=200)] = None,
-    version_name: Annotated[str | None, Query(max_length=200)] = None,
+    model_name: Wanted = None,
+    version_name: Wanted = None,
+    after: After = 0,
+    limit: Limit = MOST,
 ) -> list[VersionOut]:
     """Return the model versions of a project, in the order in which they were registered."""
-    return [
-        _out(one)
-        for one in project.store.versions()
-        if model_name in (None, one.version.model_name)
-        and version_name in (None, one.version.version_name)
-    ]
+    found = project.store.page_of_versions(after, limit, model_name, version_name)
+    return [_out(one) for one in found]
 
 
 @router.post("")
@@ -50,40 +52,40 @@ def register_version(given: VersionIn, project: AsMember, service: TheService) -
         task_named(given.task)
     except TaskNotInstalledError as error:
         raise Problem(422, f"this service cannot take the task {given.task!r}: {error}") from error
-    if not project.store.has_model(given.model_name):
-        check_quota(service, project.row.organization_id, models=1)
     version = ModelVersion(given.model_name, given.version_name)
-    declare = partial(
-        project.store.register,
-        version,
-        task=given.task,
-        architecture=given.architecture,
-        layers=given.layers,
-        fields=[one.model_dump() for one in given.fields],
-        label_fields=[one.model_dump() for one in given.label_fields],
-    )
-    try:
-        declare()
-    except (ArchitectureMismatchError, InputError):
-        if any(one.version == version and one.records for one in project.store.versions()):
-            raise
-        declare(recreate=True)  # what was recorded under the earlier declaration was withdrawn
-    return next(_out(one) for one in project.store.versions() if one.version == version)
+    with counting(service, project.row.organization_id) as quotas:
+        if not project.store.has_records(given.model_name):
+            quotas.check(models=1)
+        project.store.register(
+            version,
+            task=given.task,
+            architecture=given.architecture,
+            layers=given.layers,
+            fields=[one.model_dump() for one in given.fields],
+            label_fields=[one.model_dump() for one in given.label_fields],
+            recreate="unfit",  # what was recorded under an earlier declaration may be withdrawn
+        )
+    (found,) = project.store.page_of_versions(0, 1, *version)
+    return _out(found)
 
 
 @router.get("/{version_id}")
 def get_version(version_id: Number, project: AsViewer) -> VersionDetailOut:
     """Return a model version."""
-    for one in project.store.versions():
-        if one.number == version_id:
-            latest = project.store.repository(version_id).latest_epoch()
-            return VersionDetailOut(**_out(one).model_dump(), latest_epoch=latest)
-    raise Problem(404, "there is no such version")
+    found = project.store.version_numbered(version_id)
+    if found is None:
+        raise Problem(404, "there is no such version")
+    latest = project.store.repository(version_id).latest_epoch()
+    return VersionDetailOut(**_out(found).model_dump(), latest_epoch=latest)
 
 
 @router.delete("/{version_id}", status_code=204)
-def delete_version(version_id: Number, project: AsAdmin) -> None:
-    """Delete all records of a version, and its results."""
+def delete_version(version_id: Number, project: AsAdmin, service: TheService) -> None:
+    """Delete all records of a version, and its results; its jobs are cancelled."""
+    model_name, version_name = project.store.repository(version_id).version
+    service.queue.cancel_all(
+        project.row.id, JobRow.model_name == model_name, JobRow.version_name == version_name
+    )
     project.store.delete_version(version_id)
 
 
