@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of those that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # doctests are looked for by importing: MMEngine, which not everyone has, warns then, and only
 # Alembic can import its own entry
 collect_ignore = [

@@ -18,7 +18,8 @@ from ml_debugger.evaluator import Evaluator
 from ml_debugger.training import ClassificationTracer
 
 
-def run(*args: object, home: Path, fails: bool = False) -> str:
+def typed(*args: object, home: Path, fails: bool = False) -> str:
+    """Return what a command prints, in a process of its own; what it says of its failure if so."""
     done = subprocess.run(
         [sys.executable, "-m", "ml_debugger.core", *map(str, args), "--home", str(home)],
         capture_output=True,
@@ -35,7 +36,14 @@ def run(*args: object, home: Path, fails: bool = False) -> str:
 def quickly(*args: object, home: Path) -> tuple[int, str]:
     """Return the exit code of a command, and what it printed, without another process."""
     done = CliRunner().invoke(cli.app, [*map(str, args), "--home", str(home)])
-    return done.exit_code, done.stdout
+    return done.exit_code, done.output
+
+
+def run(*args: object, home: Path) -> str:
+    """Return what a command prints, without another process."""
+    code, said = quickly(*args, home=home)
+    assert code == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +66,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_results(home: Path) -> None:
-    listed = run("results", home=home)
+    listed = typed("results", home=home)
     assert "net" in listed
     assert "400" in listed
     assert "r[1]" in listed  # brackets are no markup
-    assert "nothing is recorded of other" in run("results", "other", home=home)
+    assert "nothing is recorded of other" in typed("results", "other", home=home)
 
 
 def test_report(home: Path, tmp_path: Path) -> None:
@@ -88,7 +96,7 @@ def test_compare(home: Path) -> None:
     code, said = quickly("compare", "r[1]", "r[1]", "--max-regressions", 0, home=home)
     assert code == 0
     assert "0 regressed" in said
-    assert "no result" in run("compare", "r[1]", "r[3]", home=home, fails=True)
+    assert "no result" in typed("compare", "r[1]", "r[3]", home=home, fails=True)
 
 
 def test_compare_shows_counts_whole_and_shares_with_decimals(
@@ -115,7 +123,7 @@ def test_check(home: Path) -> None:
     assert "PASS  ece" in said
     for bad in ([], ["--min-auroc", "nan"], ["--min-mood", 1]):
         assert quickly("check", "r[1]", *bad, home=home)[0] == 2
-    assert "no result" in run("check", "r[3]", "--min-accuracy", 0, home=home, fails=True)
+    assert "no result" in typed("check", "r[3]", "--min-accuracy", 0, home=home, fails=True)
 
 
 def test_check_has_an_option_for_every_limit() -> None:
@@ -130,11 +138,11 @@ def test_query(home: Path) -> None:
     some = run("query", "r[1]", "--where", "error_proba>=0.5", "--where", "score<0.9", home=home)
     assert set(some.split()) <= set(run("query", "r[1]", "-n", 100, home=home).split())
     assert "zone" in run("query", "r[1]", "--zone", "hotspot", "--explain", home=home)
-    assert "hotspot" in run("query", "r[1]", "--zone", "hot", home=home, fails=True)
+    assert "hotspot" in typed("query", "r[1]", "--zone", "hot", home=home, fails=True)
 
 
 def test_query_explains_under_its_own_headings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.console, "width", 200)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     with ClassificationDataFilter(model, "net", "v1", "r[1]", home=home) as data_filter:
         frame = data_filter.query(3, "high_error_proba", explain=True)
@@ -153,7 +161,7 @@ def test_export_import_drop(home: Path, tmp_path: Path) -> None:
     assert "400" in run("results", home=elsewhere)
     assert "500 rows" not in run("drop", "net", "v1", "--epoch", 0, "--yes", home=elsewhere)
     run("drop", "net", "v1", "--yes", home=elsewhere)
-    assert "error: " in run("export", "net", "v9", home=elsewhere, fails=True)
+    assert "error: " in typed("export", "net", "v9", home=elsewhere, fails=True)
 
 
 def test_doctor(home: Path) -> None:
@@ -172,3 +180,46 @@ def test_doctor(home: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert segment.name in done.stdout
+
+
+def test_the_commands_of_others_are_loaded_only_for_them() -> None:
+    script = (
+        "import sys; from ml_debugger.core import cli\n"
+        "try: cli.app(sys.argv[1:])\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+
+    def loaded(*args: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *args], capture_output=True, text=True, check=True
+        )
+        return set(done.stdout.splitlines()[-1].split())
+
+    heavy = {"torch", "pandas", "sqlalchemy", "requests"}
+    assert not loaded("results", "--help") & {*heavy, "ml_debugger.server"}
+    assert not loaded("--version") & {*heavy, "ml_debugger.server"}
+    listed = loaded("--help")
+    assert not listed & heavy
+    assert "ml_debugger.server.cli" in listed
+
+
+def test_a_broken_package_breaks_only_its_own_commands(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "broken_one-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-one\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ml_debugger.commands]\none = broken_one:app\n")
+    (tmp_path / "broken_one.py").write_text("import no_such_library")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "net" in typed("results", home=home)
+    said = typed("one", home=home, fails=True)
+    assert said.count("\n") == 1
+    assert "broken-one" in said
+    assert "no_such_library" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_debugger.core", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "serve" in done.stdout  # of a package that is whole
+    assert "broken-one are left out" in done.stderr

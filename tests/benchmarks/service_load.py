@@ -30,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 from ml_debugger.core import ModelVersion, Store  # noqa: E402
 from ml_debugger.core.records import Batch, Units  # noqa: E402
-from ml_debugger.core.service import ServiceClient  # noqa: E402
+from ml_debugger.core.service.client import ServiceClient  # noqa: E402
+from ml_debugger.core.service.delivery import send  # noqa: E402
 from ml_debugger.core.store import LocalRepository  # noqa: E402
-from ml_debugger.core.sync import send  # noqa: E402
 from packages.server.tests.machines import Postgres  # noqa: E402
 
 CLASSES, WIDTH, FLUSH = 10, 64, 4096

@@ -74,6 +74,13 @@ def study(tmp_path_factory, run_example):
             os.environ["MLD_HOME"] = before
 
 
+def test_the_example_runs(run_example):
+    printed, folder = run_example(EXAMPLE.name)
+    assert "pillars / v1, epoch 5" in printed
+    assert "of its 3 worst boxes, place 10" in printed
+    assert "<circle" in (folder / "detection3d.html").read_text()
+
+
 def test_it_is_an_honest_detector(study):
     """Neither blind nor perfect."""
     found = average_precision(study.truth["bev"])
