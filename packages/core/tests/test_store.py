@@ -37,6 +37,7 @@ from ml_debugger.core.store import (
     repository,
     schema,
 )
+from ml_debugger.core.store.catalogue import SqliteCatalogue
 from ml_debugger.core.store.tables import ChunkRow
 
 VERSION = ModelVersion("net", "v1")
@@ -985,6 +986,16 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StoreError, match=r"cannot write in .*Permission denied.*MLD_HOME"):
         Store(tmp_path)
+
+
+def test_a_connection_that_outlasts_the_store_is_closed_when_it_is_given_back(tmp_path):
+    catalogue = SqliteCatalogue(tmp_path / "catalogue.db")
+    with catalogue.reading() as session:
+        raw = session.connection().connection.dbapi_connection
+        catalogue.close()
+        assert raw.execute("SELECT number FROM schema_number").fetchone()  # still in use
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        raw.execute("SELECT number FROM schema_number")
 
 
 def test_a_damaged_or_foreign_catalogue(tmp_path):

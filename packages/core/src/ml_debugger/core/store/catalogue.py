@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlmodel import Session
 
 from ml_debugger.core.errors import SchemaError, StoreError
@@ -94,7 +95,7 @@ class SqliteCatalogue:
 
     def close(self) -> None:
         """Close the connections; idempotent, and a later transaction opens a new one."""
-        self._engine.dispose()  # a connection in use is closed by whoever is done with it
+        self._engine.dispose()  # a connection in use is closed when it is given back
 
     def pause(self) -> None:
         """Close the connections, once nobody uses one, and let nobody open one until `resume`."""
@@ -163,6 +164,21 @@ class _Gate:
         self._changed.release()
 
 
+class _Pool(QueuePool):
+    """Closes also what is given back after it was disposed of, and leaves it to no collector."""
+
+    _disposed = False
+
+    def dispose(self) -> None:
+        self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        if self._disposed:  # asked after the return: whichever thread is last finds it
+            super().dispose()
+
+
 def sqlite_engine(path: Path) -> Engine:
     """Return an engine for a SQLite file whose committed transactions survive a power cut.
 
@@ -171,6 +187,7 @@ def sqlite_engine(path: Path) -> Engine:
     arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
     engine = create_engine(
         f"sqlite:///{path}",
+        poolclass=_Pool,
         connect_args=arguments,
         pool_size=CONNECTIONS,
         max_overflow=-1,  # as many as there are threads
