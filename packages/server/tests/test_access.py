@@ -735,6 +735,7 @@ def test_what_another_version_has_stored_is_unavailable(tmp_path):
         project = place.new_project(organization, place.operator)
         with sqlite3.connect(place.service.projects.store(project).home / "catalogue.db") as raw:
             raw.execute("UPDATE schema_number SET number = 99")
+        raw.close()
         place.service.projects._stores.clear()
         answer = place.ask(place.operator, "GET", f"/api/v1/projects/{project}/versions")
         assert answer.status_code == 503

@@ -306,8 +306,8 @@ def test_a_wire_delays_until_it_is_restored(echo):
 def test_a_wire_without_a_server_resets():
     with socket.create_server((HOST, 0)) as server:
         target = server.getsockname()[1]
-    with Cut(target) as cut, call(cut.port) as connection, pytest.raises(ConnectionError):
-        connection.recv(1)
+    with Cut(target) as cut, pytest.raises(ConnectionError), call(cut.port) as connection:
+        connection.recv(1)  # if the reset did not come before
         connection.recv(1)
 
 
