@@ -81,10 +81,15 @@ class TorchvisionContract(AdapterContract):
 
     built: ClassVar[str]  # name of the function that builds the model
     usual: ClassVar[dict[str, Any]] = {}
+    # under autocast: many a CPU has no bfloat16, and is slow at it
+    quick: ClassVar[dict[str, Any]] = {"min_size": 32, "max_size": 48}
 
     def model(self, **settings: Any) -> nn.Module:
         wishes = {self.argument(name): value for name, value in settings.items()}
-        model = self.build(**self.usual | wishes)
+        return self.built_with(self.usual | wishes)
+
+    def built_with(self, arguments: dict[str, Any]) -> nn.Module:
+        model = self.build(**arguments)
         model.load_state_dict(spread_weights(type(self)))
         return model.eval()
 
@@ -109,6 +114,10 @@ class TorchvisionContract(AdapterContract):
     def training_output(self, model: nn.Module, model_input: Any) -> Any:
         return model(model_input, targets(len(model_input)))
 
+    def test_links_under_autocast(self, detector: nn.Module, given: Any) -> None:
+        model = self.built_with(self.usual | self.quick)
+        super().test_links_under_autocast(model, given)
+
     def others(self) -> Sequence[nn.Module]:
         return [model for adapter, model in tiny_models() if adapter is not type(self.adapter)]
 
@@ -123,6 +132,10 @@ def spread_weights(family: type[TorchvisionContract]) -> dict[str, Tensor]:
 
 class RCNNContract(TorchvisionContract):
     adapter = TorchvisionRCNN()
+    quick = TorchvisionContract.quick | {
+        "rpn_post_nms_top_n_test": 8,
+        "box_detections_per_img": 2,
+    }
     usual: ClassVar[dict[str, Any]] = {
         "min_size": 96,
         "max_size": 128,
@@ -154,6 +167,7 @@ class RCNNContract(TorchvisionContract):
 class TestFasterRCNNMobileNet(RCNNContract):
     built = "fasterrcnn_mobilenet_v3_large_320_fpn"
     usual = RCNNContract.usual | {"rpn_score_thresh": 0.7}  # so the images have not equally many
+    quick: ClassVar[dict[str, Any]] = {}
 
 
 class TestFasterRCNNv2(RCNNContract):
@@ -230,6 +244,7 @@ class TestFCOS(DenseContract):
 class SSDContract(DenseContract):
     adapter = TorchvisionSSD()
     usual: ClassVar[dict[str, Any]] = {}
+    quick: ClassVar[dict[str, Any]] = {}
     stricter = NMSConfig(score_thresh=0.55, iou_thresh=0.05, max_detections_per_image=3)
 
     def recomputed_scores(self, model: Any, model_input: Any, image: int, logits: Tensor) -> Tensor:
