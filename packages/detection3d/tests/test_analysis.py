@@ -21,6 +21,7 @@ from ml_debugger.object_detection_3d.geometry import geometry
 from ml_debugger.object_detection_3d.task import ObjectDetection3DTask
 
 from .made_result import Frame, car, make_result
+from .slow_matching import shared
 
 FRAMES = {
     "good": Frame(
@@ -224,7 +225,7 @@ def fit(a, b, measure):
     """Return how well boxes fit: more is better."""
     if measure == "distance":
         return -hypot(a[0] - b[0], a[1] - b[1])
-    area = rectangle(a).intersection(rectangle(b)).area
+    area = shared(rectangle(a), rectangle(b))
     sizes = a[3] * a[4], b[3] * b[4]
     if measure == "3d":
         top, bottom = min(a[2] + a[5] / 2, b[2] + b[5] / 2), max(a[2] - a[5] / 2, b[2] - b[5] / 2)

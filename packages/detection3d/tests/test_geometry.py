@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ml_debugger.core.detection.pairs import Geometry, Pairs
 from ml_debugger.core.errors import InputError
 from ml_debugger.object_detection_3d import geometry
 from ml_debugger.object_detection_3d.geometry import LIMIT, iou, overlaps, sound
+
+from .slow_matching import shared
 
 MEASURES = ["bev", "3d", "distance"]
 CAR = [10.0, -5.0, 0.5, 4.0, 2.0, 1.5, 0.3]
@@ -61,7 +63,7 @@ def slow(a, b, measure):
     if measure == "distance":
         near = max(0, 1 - np.hypot(a[0] - b[0], a[1] - b[1]) / (2 * LIMIT))
         return near, near, near
-    inter = rectangle(a).intersection(rectangle(b)).area
+    inter = shared(rectangle(a), rectangle(b))
     size_a, size_b = a[3] * a[4], b[3] * b[4]
     if measure == "3d":
         low, high = max(a[2] - a[5] / 2, b[2] - b[5] / 2), min(a[2] + a[5] / 2, b[2] + b[5] / 2)
@@ -71,6 +73,11 @@ def slow(a, b, measure):
 
 
 @given(box, box, st.sampled_from(MEASURES))
+@example(
+    [0.0, -1.0, 0.0, 2.8515625, 2.853450778448349, 1.0, 0.8936599964397747],
+    [0.0, -1.0, 0.0, 7.3688485495941025, 2.853450778448349, 1.0, 0.8936599964397747],
+    "bev",
+)
 @settings(max_examples=400)
 def test_overlap_of_two_is_shapelys(a, b, measure):
     expected = np.array(slow(a, b, measure))

@@ -257,14 +257,22 @@ def job_killed(site: Site, chance: random.Random) -> None:
 
 def worker_frozen(site: Site, chance: random.Random) -> None:
     """A worker that is taken for dead and is not; the job that it began goes on meanwhile."""
-    frozen = site.worker.pid
-    os.kill(frozen, signal.SIGSTOP)
+    worker, *others = sorted(site.worker.family(), key=lambda one: one != site.worker.pid)
+    for one in (worker, *others):  # these too, or the job may be done before it is taken over
+        os.kill(one, signal.SIGSTOP)
     try:
         with Worker(site.settings):
-            until(lambda: not site.inside.queue.running(), "another worker to take over")
+            until(
+                lambda: [one for one in site.inside.queue.running() if one.attempt == 2],
+                "another worker to take over",
+            )
+            for one in others:
+                os.kill(one, signal.SIGCONT)
             until(lambda: not waiting(site), "the job to be done")
     finally:
-        os.kill(frozen, signal.SIGCONT)
+        for one in (*others, worker):
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGCONT)
 
 
 def objects_refuse_the_worker(site: Site, chance: random.Random) -> None:

@@ -948,12 +948,15 @@ def test_a_refusal_is_not_asked_for_over_and_over(site, home):
     """Each flush would send the same part again, only to be refused again."""
     version = site.version()
     key = {**site.client, "api_key": "mldbg_0123456789abcdef_" + "x" * 43}
+    refused = site.server.log.count('"status": 401')
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         one = tracer(home, version, auto_sync=True, **key)
         record(one, [0])
         until(lambda: one._recording._uploader._work._rests_until, "a refusal")
         one._recording._uploader._work._rests_until = math.inf
+        # an answer comes before its line in the log
+        until(lambda: site.server.log.count('"status": 401') > refused, "the refusal's line")
         asked = site.server.log.count('"route"')
         record(one, range(1, 30))
         assert site.server.log.count('"route"') == asked
@@ -961,7 +964,7 @@ def test_a_refusal_is_not_asked_for_over_and_over(site, home):
             SyncError, match="wrong, revoked or expired; set another as MLD_API_KEY"
         ):
             one.wait_for_save(interval=0.05)  # who asks is not put off
-        assert site.server.log.count('"route"') > asked
+        until(lambda: site.server.log.count('"route"') > asked, "the next refusal's line")
         one.close()
     said = [str(one.message) for one in told]
     assert "recording goes on" in said[0]
