@@ -12,6 +12,8 @@ from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of those that share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# or each of the many processes that tests start compiles torch anew, for seconds
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # doctests are looked for by importing: MMEngine, which not everyone has, warns then, and only
 # Alembic can import its own entry

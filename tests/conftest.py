@@ -17,10 +17,6 @@ THIRD_PARTY = ROOT / "tests" / "third_party" / "acme-ml-debugger-segmentation"
 OURS = ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "UV_COMPILE_BYTECODE", "MLD_HOME")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "wheels: installs built wheels in environments of their own")
-
-
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
     """Run a command and return what it printed; fail with that when the command fails."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS}

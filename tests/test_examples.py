@@ -19,6 +19,7 @@ def test_no_example_is_left_out() -> None:
     }
 
 
+@pytest.mark.slow
 def test_torchvision(run_example: Run) -> None:
     printed, folder = run_example("detection_torchvision.py")
     assert "shapes / v1, epoch 5" in printed
@@ -26,6 +27,7 @@ def test_torchvision(run_example: Run) -> None:
     assert "<image" in (folder / "detection.html").read_text()
 
 
+@pytest.mark.slow
 def test_ultralytics(run_example: Run) -> None:
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("Ultralytics is not installed")

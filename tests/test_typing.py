@@ -39,20 +39,20 @@ def test_mypy_in_the_source_tree(tmp_path):
     assert "no issues found" in output
 
 
-@pytest.mark.wheels
+@pytest.mark.slow
 def test_mypy_from_wheels(tmp_path, whole_environment):
     python = whole_environment.python
     output = mypy("--config-file", "", "--python-executable", python, cwd=tmp_path)
     assert "no issues found" in output
 
 
-@pytest.mark.wheels
+@pytest.mark.slow
 @needs_node
 def test_pyright_from_wheels(tmp_path, whole_environment):
     pyright_strict(tmp_path, whole_environment.python, "0 errors")
 
 
-@pytest.mark.wheels
+@pytest.mark.slow
 @needs_node
 def test_pyright_knows_what_is_not_installed(tmp_path, make_environment: Callable[..., object]):
     core = make_environment("ml-debugger-core")

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 THIRD_PARTY = ROOT / "tests" / "third_party" / "acme-ml-debugger-segmentation"
 
-pytestmark = pytest.mark.wheels
+pytestmark = pytest.mark.slow
 
 CORE_ALONE = """
 import ml_debugger.core as core

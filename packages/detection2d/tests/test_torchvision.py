@@ -181,6 +181,7 @@ class TestMaskRCNN(RCNNContract):
 
 class TestKeypointRCNN(RCNNContract):
     usual = RCNNContract.usual | {"box_detections_per_img": 5}  # its keypoint head is slow
+    quick = RCNNContract.quick | {"box_detections_per_img": 1}
     built = "keypointrcnn_resnet50_fpn"
 
 

@@ -22,6 +22,8 @@ from ml_debugger.training import ObjectDetectionTracer
 
 from . import slow_matching as slow
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 NOISE = 0.03
 STEPS = 480

@@ -16,6 +16,8 @@ from ml_debugger.object_detection_3d.scenes import make_scenes
 
 from .slow_matching import error_codes
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "detection3d_pillars.py"
 
 
