@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -80,12 +80,14 @@ def test_extremes_stay_in_range():
 @given(
     hnp.arrays(np.float32, (5, 4), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))
 )
+@example(np.float32([[-845, -255, 1, 0.1], [-634, -95, 1, 1e-5]]))
 def test_overlap_is_symmetric_and_at_most_one(some):
     found = iou(some, some)
     np.testing.assert_array_equal(found, found.T)
     assert ((found >= 0) & (found <= 1)).all()
     np.testing.assert_array_equal(found.diagonal(), sound(some))
-    assert (covered(some, some) >= found).all()
+    # of a box within the other both are the same share, but for the rounding of a sum
+    assert (covered(some, some) >= found * (1 - 4 * np.finfo(float).eps)).all()
 
 
 def as_rows(pairs):
