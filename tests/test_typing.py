@@ -34,6 +34,7 @@ def mypy(*arguments: str | Path, cwd: Path) -> str:
     return check("mypy", *strict, *arguments, CONSUMER, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_mypy_in_the_source_tree(tmp_path):
     output = mypy("--config-file", ROOT / "pyproject.toml", cwd=tmp_path)
     assert "no issues found" in output
