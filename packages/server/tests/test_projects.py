@@ -213,6 +213,43 @@ def test_what_is_left_of_the_deleted_is_swept(team, recorded, monkeypatch):
         assert other.projects.store(kept).repository_of(VERSION).records().ids()
 
 
+def test_what_was_written_during_a_deletion_is_swept_too(team, recorded, monkeypatch):
+    made = filled(team, recorded, "p")
+    team.projects.delete(made)
+    objects = team.projects.objects
+    late = team.settings.data / "late"
+    late.mkdir()
+    (late / "result.json").write_text("{}")
+    objects.put_folder(late, f"{made}/results/late")
+    monkeypatch.setattr(projects, "ORPHAN_SECONDS", -1.0)
+    retention.tidy(team)
+    assert not objects._fs.find(f"{objects.root}/{made}")
+    assert list((team.settings.data / "unfinished").iterdir()) == []
+
+
+def test_a_switch_to_postgresql_deletes_nothing(postgres, s3, recorded, tmp_path):
+    """The catalogues of a service on SQLite look like copies to one on PostgreSQL."""
+    objects = {"objects": s3.new_bucket(), "objects_options": s3.storage_options}
+    here = Settings(data=tmp_path / "service", **objects)
+    there = here.model_copy(update={"database": postgres.new_database()})
+    with Service(here) as before:
+        first_login(before)
+        made = filled(before, recorded, "p")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="holds a service that runs on SQLite.*another folder"):
+            Service(there)
+        with pytest.raises(StoreError, match="another folder"):
+            migrate(there)
+    moved = tmp_path / "moved"
+    (tmp_path / "service" / "service.db").rename(moved)
+    migrate(there)
+    with Service(there) as other:
+        retention.tidy(other)
+    moved.rename(tmp_path / "service" / "service.db")
+    with Service(here) as before:
+        assert before.projects.store(made).repository_of(VERSION).records().inputs == 120
+
+
 def test_the_web_server_sweeps_its_own_copies(team, monkeypatch):
     """No worker may run on its machine."""
     monkeypatch.setattr(app, "SWEEP_EVERY", 0.01)

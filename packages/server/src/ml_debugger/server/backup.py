@@ -22,6 +22,7 @@ from sqlalchemy import make_url, text
 
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.store.home import folder_name
+from ml_debugger.core.store.local import CATALOGUE
 from ml_debugger.core.store.segments import SUFFIX
 from ml_debugger.server.database import Database
 from ml_debugger.server.objects import COMPRESSED, Objects, result_place
@@ -162,7 +163,7 @@ def _copy_metadata(settings: Settings, target: Path) -> list[str]:
     if settings.database is None:
         _copy_database(settings.data / TABLES, target / TABLES)
     catalogues = {}
-    for source in sorted(settings.data.glob(f"{PROJECTS}/*/catalogue.db")):
+    for source in sorted(settings.data.glob(f"{PROJECTS}/*/{CATALOGUE}")):
         copy = target / PROJECTS / source.parent.name / source.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # a project that was deleted meanwhile

@@ -39,11 +39,13 @@ from ml_debugger.core.store.catalogue import (
     sqlite_engine,
     use_wal,
 )
+from ml_debugger.core.store.local import CATALOGUE
 from ml_debugger.server.problems import NoProjectError
 
 POOL = 20  # connections that one process keeps; twice as many at most
 AT_ONCE = 200  # projects that one query asks about
 GONE = ("3F000", "42P01")  # PostgreSQL's codes: there is no such schema, no such table
+READ_ONLY = "25006"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -64,7 +66,13 @@ class Database:
         self.postgres = url is not None
         self._folder = folder
         self._checked = -math.inf  # when projects' tables were last found to be of this version
+        own = folder / "service.db"
         if url is not None:
+            if own.exists():
+                raise StoreError(
+                    f"{folder} holds a service that runs on SQLite, which PostgreSQL would know "
+                    "nothing of; choose another folder, or leave the database out"
+                )
             if not url.startswith("postgresql"):
                 raise StoreError(
                     "the database must be PostgreSQL, as in postgresql+psycopg://user@host/name, "
@@ -89,7 +97,7 @@ class Database:
                 ) from error
         else:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.engine = sqlite_engine(folder / "service.db")
+            self.engine = sqlite_engine(own)
             with explained(), locked(folder / "service.lock"):  # the switch does not wait itself
                 use_wal(self.engine)
 
@@ -338,6 +346,8 @@ def explained() -> Iterator[None]:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise UnavailableError("the connection to the database was cut; try again") from error
+        if getattr(error.orig, "sqlstate", None) == READ_ONLY:  # a standby, before it takes over
+            raise UnavailableError("the database takes no changes just now; try again") from error
         raise
 
 
@@ -363,7 +373,7 @@ def _usage(place: str = "") -> str:
 
 
 def _usage_of_file(folder: Path) -> tuple[int, int, int]:
-    path = folder / "catalogue.db"
+    path = folder / CATALOGUE
     if not path.exists():
         return 0, 0, 0  # nobody has used the project yet, or it is deleted
     try:

@@ -5,8 +5,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ml_debugger.core.records import ModelVersion
 from ml_debugger.core.store import LocalRepository, Records, ResultInfo, Store, VersionInfo
 from ml_debugger.core.store.catalogue import Catalogue
 from ml_debugger.core.store.home import sweep
-from ml_debugger.core.store.local import listed, listed_versions
+from ml_debugger.core.store.local import CATALOGUE, listed, listed_versions
 from ml_debugger.core.store.repository import moment
 from ml_debugger.core.store.segments import sync_folder
 from ml_debugger.core.store.sending import delete_chunks
@@ -290,7 +289,8 @@ class Projects:
         row = ProjectRow(
             id=new_id(), organization_id=organization_id, name=name, created_at=time.time_ns()
         )
-        with self._unfinished(row.id):
+        mark = self._mark(row.id)
+        try:
             self._database.make_project(row.id)  # first: a project that is listed can be used
             with self._database.writing() as session:
                 same = select(ProjectRow).where(
@@ -299,6 +299,11 @@ class Projects:
                 if session.exec(same).first() is not None:
                     raise InputError(f"there is a project {name!r} already; choose another name")
                 session.add(row)
+        except (InputError, IntegrityError):  # it is not made
+            self._clear(row.id)
+            mark.unlink(missing_ok=True)
+            raise
+        mark.unlink(missing_ok=True)
         return row
 
     def store(self, project_id: str) -> ProjectStore:
@@ -355,42 +360,31 @@ class Projects:
     def delete(self, project_id: str) -> None:
         """Delete a project, and all that was recorded in it.
 
-        What the object store or the database refuses to delete just now nobody sees any more;
-        `sweep` sees to it later.
+        What the object store or the database refuses to delete just now, and what somebody is just
+        writing, nobody sees any more; `sweep` sees to it a day later.
 
         Raises:
             NoProjectError: There is none.
             StoreError: The database is away, and nothing is deleted.
         """
-        gone = False
+        self._mark(project_id)  # which stays: somebody may be writing, and be done after `_clear`
+        with self._database.writing() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is None:
+                raise NoProjectError
+            session.delete(row)
         try:
-            with self._unfinished(project_id):
-                with self._database.writing() as session:
-                    row = session.get(ProjectRow, project_id)
-                    if row is None:
-                        raise NoProjectError
-                    session.delete(row)
-                gone = True
-                self._clear(project_id)
+            self._clear(project_id)
         except StoreError as error:
-            if not gone:
-                raise
             _put_off(project_id, error)
 
-    @contextmanager
-    def _unfinished(self, project_id: str) -> Iterator[None]:
-        """Leave a mark while a project is made or deleted, for `sweep` to see to the rest."""
+    def _mark(self, project_id: str) -> Path:
+        """Leave a mark before a project is made or deleted, for `sweep` to see to the rest."""
         mark = self._settings.data / "unfinished" / project_id
         mark.parent.mkdir(mode=0o700, exist_ok=True)
         mark.touch()
         sync_folder(mark.parent)
-        try:
-            yield
-        except (InputError, IntegrityError):  # it is not made
-            self._clear(project_id)
-            mark.unlink(missing_ok=True)
-            raise
-        mark.unlink(missing_ok=True)
+        return mark
 
     def _clear(self, project_id: str) -> None:
         """Delete all that there is of a project that has no row (any longer)."""
@@ -424,7 +418,11 @@ class Projects:
         """Delete what this machine has copied of projects and results that are no more."""
         if self.objects is None or not self._database.postgres or not self._folder.is_dir():
             return  # else they are no copies
-        there = [one for one in self._folder.iterdir() if one.is_dir()]  # first: more may come
+        there = [  # first: more may come
+            one
+            for one in self._folder.iterdir()
+            if one.is_dir() and not (one / CATALOGUE).exists()  # which would be the only one
+        ]
         with self._database.reading() as session:
             listed = set(session.exec(select(ProjectRow.id)))
         for one in there:

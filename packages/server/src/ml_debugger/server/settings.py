@@ -95,6 +95,13 @@ class Settings(BaseSettings):
             raise ValueError("expected rates such as 10/minute;50/hour") from None
         return text
 
+    @field_validator("root_path")
+    @classmethod
+    def _is_no_route(cls, path: str) -> str:
+        if path == "/api" or path.startswith("/api/"):  # whose proxy took what off, none could tell
+            raise ValueError("expected another path than /api, which routes begin with")
+        return path
+
     @property
     def passwords(self) -> bool:
         """Whether people log in with passwords."""

@@ -35,6 +35,8 @@ from ml_debugger.core.store.tables import (
     VersionRow,
 )
 
+CATALOGUE = "catalogue.db"  # in a store's folder, where its metadata are not elsewhere
+
 
 class Store:
     """Everything recorded on this machine, in one folder.
@@ -70,7 +72,7 @@ class Store:
         """
         self.home = resolve_home(home)
         prepare(self.home)
-        self._catalogue = catalogue or SqliteCatalogue(self.home / "catalogue.db")
+        self._catalogue = catalogue or SqliteCatalogue(self.home / CATALOGUE)
         self._segments = segments or FolderSegments(self.home / "segments")
         self._source = ChunkSource(self._catalogue, self._segments)
         self.fence: Callable[[], AbstractContextManager[None]] = nullcontext
