@@ -167,7 +167,9 @@ def test_a_part_may_take_longer_than_connecting(
         wire.sendall(OK + b'Content-Length: 14\r\n\r\n{"records": 7}')
 
     peer.act = act
-    assert peer.client.put_part(1, "0" * 64, bytes(8 << 20) + b"\xff") == 7
+    assert (
+        peer.client.put_part(1, ModelVersion("net", "v1"), "0" * 64, bytes(8 << 20) + b"\xff") == 7
+    )
 
 
 def test_a_part_that_nobody_takes_ends(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +182,7 @@ def test_a_part_that_nobody_takes_ends(peer: Peer, monkeypatch: pytest.MonkeyPat
 
     peer.act = act
     with pytest.raises(UnavailableError, match="no answer in time"):
-        peer.client.put_part(1, "0" * 64, bytes(32 << 20))
+        peer.client.put_part(1, ModelVersion("net", "v1"), "0" * 64, bytes(32 << 20))
 
 
 END = """

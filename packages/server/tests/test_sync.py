@@ -33,7 +33,7 @@ from ml_debugger.core.service import client as service
 from ml_debugger.core.service import delivery, transport, uploader
 from ml_debugger.core.service.client import RefusedError, UnavailableError, UnfitError
 from ml_debugger.core.store import Store, sending
-from ml_debugger.core.store.tables import ChunkRow, SegmentRow
+from ml_debugger.core.store.tables import ChunkRow, RunRow, SegmentRow, VersionRow
 from ml_debugger.data_filter import ClassificationDataFilter
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.server.people import admin_key
@@ -460,6 +460,29 @@ def test_a_revoked_key_is_told_as_such(site, home):
                 session.add(KeyRow(**kept))
         made.wait_for_save(interval=0.05)
     assert site.same(home, version) == 32
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_version_that_a_restored_backup_lacks_is_made_anew(site, home, tmp_path, replaced):
+    """Another may have its number by then, and gets none of its records."""
+    version, other = site.version(), site.version()
+    with tracer(home, version, auto_sync=True, **site.client) as made:
+        record(made, [0])
+        made.wait_for_save(interval=0.05)
+        number = site.store.open(ModelVersion("net", version)).number
+        with site.store._catalogue.writing() as session:
+            session.execute(delete(ChunkRow).where(ChunkRow.version_id == number))
+            session.execute(delete(RunRow).where(RunRow.version_id == number))
+            session.execute(delete(VersionRow).where(VersionRow.id == number))
+        if replaced:
+            with tracer(tmp_path / "other", other, auto_sync=True, **site.client) as one:
+                record(one, range(3))
+            assert site.store.open(ModelVersion("net", other)).number == number
+        record(made, [1])
+        made.wait_for_save(interval=0.05)
+    assert site.count(version) == 32
+    if replaced:
+        assert site.same(tmp_path / "other", other) == 96
 
 
 def test_another_architecture_under_the_same_name_is_told_as_such(site, home, tmp_path):

@@ -255,15 +255,19 @@ class ServiceClient:
         )
         return found["id"]
 
-    def put_part(self, version: int, digest: str, packed: bytes) -> int:
+    def put_part(self, number: int, version: ModelVersion, digest: str, packed: bytes) -> int:
         """Send a part, compressed; return how many of its inputs were new there.
 
         Raises:
+            RefusedError: The number is of another version there.
+            NothingToEvaluateError: It is of none.
             UnfitError: It is too large, or something in it cannot be taken.
         """
-        path = f"{self._project}/versions/{version}/parts/{digest}"
+        path = f"{self._project}/versions/{number}/parts/{digest}"
         headers = {"Content-Type": PART_TYPE}
-        return self._json(Taken, "PUT", path, data=packed, headers=headers)["records"]
+        return self._json(Taken, "PUT", path, params=_named(version), data=packed, headers=headers)[
+            "records"
+        ]
 
     def withdraw(self, version: int, origins: Sequence[str]) -> None:
         """Have chunks forgotten that were deleted here."""
@@ -272,12 +276,13 @@ class ServiceClient:
 
     def version(self, version: ModelVersion) -> int | None:
         """Return the number of a model version there; None if there is none."""
-        named = {"model_name": version.model_name, "version_name": version.version_name}
-        found = self._json(list[Numbered], "GET", f"{self._project}/versions", params=named)
+        found = self._json(
+            list[Numbered], "GET", f"{self._project}/versions", params=_named(version)
+        )
         return found[0]["id"] if found else None
 
     def versions(self) -> list[Named]:
-        """Return all model versions there."""
+        """Return the model versions there, the first thousand."""
         return self._json(list[Named], "GET", f"{self._project}/versions")
 
     def about(self, version: int) -> About:
@@ -470,6 +475,10 @@ class ServiceClient:
         if status in UNFIT and answer.request.headers.get("Content-Type") == PART_TYPE:
             return UnfitError(f"{self.endpoint}: {detail}")
         return refusal(kind, f"{self.endpoint}: {detail}")
+
+
+def _named(version: ModelVersion) -> dict[str, str]:
+    return {"model_name": version.model_name, "version_name": version.version_name}
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_debugger.core.background import begun
 from ml_debugger.core.epochs import EpochChoice
+from ml_debugger.core.errors import NothingToEvaluateError
 from ml_debugger.core.service.client import RefusedError, ServiceClient, UnfitError
 from ml_debugger.core.store.contract import LeftOut
 
@@ -59,19 +60,19 @@ class Registration:
 
     def put_part(self, digest: str, packed: bytes) -> None:
         """Send a part of the version, where it is declared as it is here by now."""
-        declared = self._repository.declared()
+        declared, version = self._repository.declared(), self._repository.version
         if self._known is not None and self._known[0] == declared:
             try:
-                self._client.put_part(self._known[1], digest, packed)
+                self._client.put_part(self._known[1], version, digest, packed)
             except UnfitError:
                 raise
-            except RefusedError:
-                self._known = None  # it may have been deleted there, and have another number
+            except (RefusedError, NothingToEvaluateError):
+                self._known = None  # after a restored backup it may have another there, or none
             else:
                 return
-        number = self._client.register(self._repository.version, **declared)
+        number = self._client.register(version, **declared)
         self._known = (declared, number)
-        self._client.put_part(number, digest, packed)
+        self._client.put_part(number, version, digest, packed)
 
 
 class _Ready(NamedTuple):

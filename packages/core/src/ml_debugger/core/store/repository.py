@@ -18,7 +18,7 @@ from sqlalchemy import func, insert, true
 from sqlmodel import Session, col, select
 from typing_extensions import override
 
-from ml_debugger.core.errors import InputError, StoreError
+from ml_debugger.core.errors import InputError, NothingToEvaluateError, StoreError
 from ml_debugger.core.records import Batch, ModelVersion, Settings
 from ml_debugger.core.store.chunks import Chunk, ChunkSource
 from ml_debugger.core.store.columns import FIELD_TYPES, Encoded, encode
@@ -251,13 +251,16 @@ class LocalRepository(Repository):
 
         Fields may have been added.
         """
-        row, digest = session.exec(
-            select(VersionRow, ModelRow.architecture_hash)
+        found = session.exec(
+            select(VersionRow, ModelRow)
             .join(ModelRow, col(ModelRow.id) == VersionRow.model_id)
             .where(VersionRow.id == self.number)
-        ).one()
+        ).first()
+        if found is None or (found[1].name, found[0].name) != self.version:
+            raise NothingToEvaluateError(f"{self.version} was deleted meanwhile")
+        row, model = found
         if (
-            (row.task, digest) != (self.task, self.architecture_hash)
+            (row.task, model.architecture_hash) != (self.task, self.architecture_hash)
             or not _types(self.fields).items() <= _types(json.loads(row.fields)).items()
             or not _types(self.label_fields).items() <= _types(json.loads(row.label_fields)).items()
         ):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
 from ml_debugger.server.access import AsMember, Project, TheService
-from ml_debugger.server.api.models import Number, PartOut
+from ml_debugger.server.api.models import Number, PartOut, Wanted
 from ml_debugger.server.ingest import take_in
 from ml_debugger.server.problems import Problem, ProblemOut
 from ml_debugger.server.service import Service
@@ -32,11 +32,18 @@ MEDIA_TYPE = "application/vnd.ml-debugger.part+zstd"
     },
 )
 async def put_part(
-    version_id: Number, digest: Digest, request: Request, project: AsMember, service: TheService
+    version_id: Number,
+    digest: Digest,
+    request: Request,
+    project: AsMember,
+    service: TheService,
+    model_name: Wanted = None,
+    version_name: Wanted = None,
 ) -> PartOut:
     """Add the chunks of a part, all of them or none. Sent again, it changes nothing.
 
-    The body is the part, compressed with Zstandard.
+    The body is the part, compressed with Zstandard. Whoever has known the number for long does well
+    to name the version: after a backup was restored, another one may have its number.
     """
     declared = request.headers.get("Content-Type", MEDIA_TYPE)
     if declared.partition(";")[0].strip().lower() != MEDIA_TYPE:
@@ -46,7 +53,9 @@ async def put_part(
     with tempfile.TemporaryFile(dir=folder) as file:
         async for piece in request.stream():
             file.write(piece)
-        records = await run_in_threadpool(_enter, service, project, version_id, digest, file)
+        records = await run_in_threadpool(
+            _enter, service, project, version_id, (model_name, version_name), digest, file
+        )
     return PartOut(records=records)
 
 
@@ -57,9 +66,18 @@ def _incoming(service: Service) -> FilePath:
 
 
 def _enter(
-    service: Service, project: Project, version_id: int, digest: str, file: IO[bytes]
+    service: Service,
+    project: Project,
+    version_id: int,
+    names: tuple[str | None, str | None],
+    digest: str,
+    file: IO[bytes],
 ) -> int:
     repository = project.store.repository(version_id)
+    if any(
+        wanted not in (None, one) for wanted, one in zip(names, repository.version, strict=True)
+    ):
+        raise Problem(404, "the version of this number has another name; register yours again")
 
     def is_first() -> bool:
         return not project.store.has_records(repository.version.model_name)
