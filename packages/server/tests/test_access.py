@@ -7,18 +7,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import update
-from sqlmodel import col
+from sqlalchemy import delete, event, update
+from sqlmodel import col, select
 from starlette.testclient import TestClient
 
 from ml_debugger.server.app import create_app
 from ml_debugger.server.observe import Lines
-from ml_debugger.server.people import SHORTEST_PASSWORD, first_login
+from ml_debugger.server.people import SHORTEST_PASSWORD, first_login, reset_password
 from ml_debugger.server.settings import Settings
-from ml_debugger.server.tables import KeyRow, OrganizationRow, UserRow
+from ml_debugger.server.tables import KeyRow, OrganizationRow, ProjectRow, SessionRow, UserRow
 
 from .tenants import (
     ANYONE,
@@ -227,6 +228,32 @@ class TestKeys:
         place.done(key, "GET", "/me")
         assert used() is not None
 
+    @pytest.mark.parametrize("where", ["sqlite", "postgres"])
+    def test_reads_where_its_use_cannot_be_stored(self, where, request, tmp_path):
+        database = None
+        if where == "postgres":
+            database = request.getfixturevalue("postgres").new_database()
+
+        def only_reads(connection, *_):
+            if where == "postgres":
+                connection.read_only = True
+            else:
+                connection.execute("PRAGMA query_only = ON")
+
+        with town(tmp_path, database) as place:
+            organization = place.new_organization("org")
+            project = place.new_project(organization, place.operator)
+            key, made = place.new_key(project, place.operator)
+            engine = place.service.database.engine
+            event.listen(engine, "checkout", only_reads)
+            assert place.ask(key, "GET", "/api/v1/me").status_code == 200
+            with place.service.database.reading() as session:
+                assert session.get_one(KeyRow, made["id"]).last_used_at is None
+            answer = place.ask(place.operator, "POST", "/api/v1/organizations", {"name": "new"})
+            assert answer.status_code == 503  # who writes is asked to try again
+            event.remove(engine, "checkout", only_reads)
+            engine.dispose()
+
     def test_is_no_stronger_than_who_made_it(self, small):
         place, admin = small.place, small.people["admin"]
         who = place.new_person(small.organization, "maker@org.test", "admin", place.operator)
@@ -371,6 +398,45 @@ class TestPasswords:
         assert place.ask(who, "PUT", "/api/v1/me/password", body).status_code == 403
         assert try_login(place, email, old).status_code == 200
 
+    @pytest.fixture
+    def reset(self, place, somebody, monkeypatch):
+        """Reset the password right after the old one is found to be right; the new one is told."""
+        told = []
+        check = place.service.credentials.is_password
+
+        def meanwhile(*given):
+            right = check(*given)
+            told.append(reset_password(place.service, somebody[0]))
+            return right
+
+        def begin():
+            monkeypatch.setattr(place.service.credentials, "is_password", meanwhile)
+            return told
+
+        return begin
+
+    def test_a_login_does_not_outlive_a_reset(self, place, somebody, reset):
+        email, old = somebody
+        wrong = try_login(place, email, "a wrong one, yes")
+        reset()
+        answer = try_login(place, email, old)
+        assert answer.status_code == 401
+        assert answer.json() | {"request_id": ""} == wrong.json() | {"request_id": ""}
+        assert "set-cookie" not in answer.headers
+        with place.service.database.reading() as session:
+            user = select(UserRow.id).where(UserRow.email == email).scalar_subquery()
+            assert session.exec(select(SessionRow).where(SessionRow.user_id == user)).all() == []
+
+    def test_a_change_does_not_undo_a_reset(self, place, somebody, reset, monkeypatch):
+        email, old = somebody
+        who = place.login(email, old)
+        told = reset()
+        body = {"old": old, "new": "long enough, this"}
+        assert place.ask(who, "PUT", "/api/v1/me/password", body).status_code == 403
+        monkeypatch.undo()
+        assert try_login(place, email, body["new"]).status_code == 401
+        assert try_login(place, email, told[0]).status_code == 200
+
 
 class TestOtherSites:
     """What a page of another site can have a browser send: the cookie, and no header."""
@@ -400,6 +466,22 @@ class TestOtherSites:
         answer = small.place.client.options("/api/v1/organizations", headers=asked)
         assert answer.status_code == 405
         assert not [one for one in answer.headers if one.startswith("access-control")]
+
+    @pytest.mark.parametrize("error", [RuntimeError, OSError])
+    def test_not_even_by_a_fault(self, small, monkeypatch, error):
+        def fail(_number):
+            raise error("somebody's data")
+
+        monkeypatch.setattr(small.place.service.projects, "store", fail)
+        path = f"/api/v1/projects/{small.project}/versions"
+        headers = {"X-Request-Id": "mine"}
+        answer = small.place.ask(small.people["admin"], "GET", path, headers=headers)
+        assert answer.status_code == 500
+        assert answer.json()["request_id"] == "mine"
+        assert "somebody's" not in answer.text
+        told = ("X-Request-Id", "Cache-Control", "X-Content-Type-Options")
+        found = [answer.headers.get_list(name) for name in told]  # each once
+        assert found == [["mine"], ["no-store"], ["nosniff"]]
 
 
 class TestMethods:
@@ -604,6 +686,36 @@ class TestProxy:
 
 class TestAtOnce:
     """What two requests do at the same time, where the database lets them."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PUT", "/organizations/{organization_id}/quotas", {}),
+            ("DELETE", "/organizations/{organization_id}", None),
+            ("PUT", "/projects/{project_id}", {"name": "renamed"}),
+        ],
+    )
+    def test_what_goes_meanwhile_is_not_found(self, place, monkeypatch, method, path, body):
+        organization = place.new_organization(f"going, {method} {path}")
+        project = place.new_project(organization, place.operator)
+        database = place.service.database
+        writing = database.writing
+
+        @contextmanager
+        def meanwhile():
+            with writing() as session:
+                session.execute(delete(ProjectRow).where(col(ProjectRow.id) == project))
+                session.execute(
+                    delete(OrganizationRow).where(col(OrganizationRow.id) == organization)
+                )
+            with writing() as session:
+                yield session
+
+        monkeypatch.setattr(database, "writing", meanwhile)
+        ids = {"organization_id": organization, "project_id": project}
+        answer = place.ask(place.operator, method, "/api/v1" + path.format(**ids), body)
+        assert answer.status_code == 404, answer.text
+        assert "there is no such" in answer.json()["detail"]
 
     def both(self, *acts):
         start = threading.Barrier(len(acts))

@@ -346,6 +346,19 @@ def test_jobs_of_an_earlier_version_are_brought_up_to_date(request, tmp_path):
             assert (job.id, job.failures, job.stalls) == ("j", 0, 0)
 
 
+def test_a_worker_that_is_often_started_anew_tidies_too(service, monkeypatch):
+    tidied = threading.Event()
+    monkeypatch.setattr(worker, "TIDY_FIRST", 0.0, raising=False)
+    monkeypatch.setattr(worker, "tidy", lambda _: tidied.set())
+    stop = threading.Event()
+    working = threading.Thread(target=Worker(service).run, args=(stop,))
+    working.start()
+    found = tidied.wait(5)
+    stop.set()
+    working.join()
+    assert found
+
+
 EARLIER = (
     "INSERT INTO organization (id, name, created_at) VALUES ('o', 'o', 1)",
     "INSERT INTO project (id, organization_id, name, created_at) VALUES ('p', 'o', 'p', 1)",

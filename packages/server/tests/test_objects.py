@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,13 +10,20 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlmodel import select
 
 from ml_debugger.core.errors import InputError, StoreError
 from ml_debugger.core.evaluation.method import evaluate
 from ml_debugger.core.records import ModelVersion
+from ml_debugger.core.service.client import MOST_BYTES
 from ml_debugger.core.store import Repository, segments
 from ml_debugger.core.store.parts import Part
+from ml_debugger.core.store.tables import SegmentRow
 from ml_debugger.server import objects as module
+from ml_debugger.server import picking
+from ml_debugger.server.api import results
+from ml_debugger.server.api.models import PickOut
 from ml_debugger.server.database import Database
 from ml_debugger.server.objects import Objects
 from ml_debugger.server.projects import ProjectStore
@@ -24,6 +32,7 @@ from ml_debugger.testing import RepositoryContract
 
 from .machines import Cut
 from .seeded import VERSION, compressed, evaluated, migrate, record, seeded
+from .serving import Server
 
 NUMBERS = count()
 PLENTY = 1 << 30
@@ -42,6 +51,11 @@ def bucket(s3):
 def impatient(options):
     """Have the client of an object store give up soon."""
     return {**options, "config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 5}}
+
+
+def anywhere(s3):
+    """Return options that name no region: s3fs makes no bucket in the one of the tests."""
+    return {**s3.storage_options, "client_kwargs": {"endpoint_url": s3.endpoint}}
 
 
 class Opener:
@@ -289,7 +303,81 @@ def test_only_what_is_dead_is_collected(opener, tmp_path, monkeypatch):
     assert store.verify() == []
 
 
+def test_any_number_is_collected_at_once(opener, url, tmp_path, monkeypatch):
+    """More than PostgreSQL takes values in one statement."""
+    database, project = Database(url, tmp_path), f"{next(NUMBERS):032x}"
+    database.make_project(project)
+    catalogue = database.catalogue(project)
+    objects, removed = Objects("memory://many"), []
+    store = opener.filled(tmp_path / "a", 1, catalogue=catalogue, objects=objects)
+    want = everything(store)
+    with catalogue.writing() as session:
+        (living,) = session.exec(select(SegmentRow.name))
+        dead = "INSERT INTO segment (name) SELECT md5(n::text) FROM generate_series(1, 65536) AS n"
+        session.execute(text(dead))
+    monkeypatch.setattr(objects, "remove", removed.append)  # one by one it takes seconds
+    assert store.compact() == len(removed) == 65536
+    with catalogue.reading() as session:
+        assert list(session.exec(select(SegmentRow.name))) == [living]
+    assert everything(store) == want
+    database.close()
+
+
 # When it refuses
+
+
+def test_a_bucket_that_is_not_there_is_named(s3, tmp_path):
+    objects = Objects(f"s3://bucket-to-be-{next(NUMBERS)}/deep/down", anywhere(s3))
+    (tmp_path / "file").touch()
+    for act in (
+        objects.ping,
+        lambda: objects.write("a", [memoryview(b"a")]),
+        lambda: objects.put_folder(tmp_path, "folder"),
+        lambda: objects.put_tree(tmp_path),
+    ):
+        with pytest.raises(StoreError, match="a bucket.* is not there; `ml-debugger service mig"):
+            act()
+    objects.remove("a")
+    assert (objects.listed(), objects.ages("a")) == ([], {})
+    objects.make()
+    objects.ping()  # nothing lies under its prefix yet
+    with pytest.raises(FileNotFoundError):
+        objects.fetch("a", tmp_path / "a")
+    objects.write("a", [memoryview(b"a")])
+    objects.ping()
+    Objects("memory://place").ping()
+
+
+def test_a_service_whose_bucket_is_gone_is_not_ready(s3, recorded, tmp_path):
+    settings = Settings(
+        data=tmp_path / "data", objects=s3.new_bucket(), objects_options=anywhere(s3)
+    )
+    digest, content = numbered(recorded.part, 1).pack()
+    with seeded(settings, recorded) as found:
+        objects = found.service.projects.objects
+        objects._fs.rm(objects.root, recursive=True)
+        assert found.client.get("/ready").status_code == 503
+        assert found.put(compressed(content), digest).status_code == 503
+        objects.make()
+        assert found.client.get("/ready").status_code == 200
+        assert found.put(compressed(content), digest).json()["records"] > 0
+
+
+def test_a_service_on_sqlite_makes_its_bucket(s3, tmp_path):
+    url = f"s3://bucket-to-be-{next(NUMBERS)}/deep"
+    given = {"objects": url, "objects_options": anywhere(s3)}
+    with Server(Settings(data=tmp_path / "data", **given)):
+        Objects(url, anywhere(s3)).write("a", [memoryview(b"a")])
+
+
+def test_a_service_starts_while_its_object_store_is_away(s3, tmp_path):
+    with Cut(s3.port) as wire:
+        wire.refuse()
+        options = impatient(s3.storage_options_at(wire.through(s3.endpoint)))
+        given = {"objects": "s3://some-bucket/deep", "objects_options": options}
+        with Server(Settings(data=tmp_path / "data", **given)) as server:
+            assert "cannot make s3://some-bucket/deep" in server.log
+            assert "ml-debugger service migrate" in server.log
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -413,3 +501,49 @@ def test_a_result_made_anew_is_not_served_as_it_was(opener, tmp_path):
     assert [one.name for one in (other[0].home / "results").iterdir()] == [
         here.result_folder("r").name
     ]
+
+
+QUERY = {"n_data": 5, "strategy": "high_error_proba", "dataset_type": "val", "n_epoch": 1}
+
+
+def test_a_query_of_a_result_without_its_files(apart, monkeypatch):
+    found, _ = apart
+    number = evaluated(found)
+    store = found.service.projects.store(found.ids["project_id"])
+    path = f"{found.project}/results/{number}"
+
+    def query():
+        return found.client.post(f"{path}/query", json=QUERY, headers=found.key)
+
+    shutil.rmtree(store.result_folder(store.result_numbered(number).name))
+    found.service.projects.objects.remove(f"{store._name}/results")
+    assert query().status_code == 503
+
+    def deleted_meanwhile(*_):
+        assert found.client.delete(path, headers=found.operator).status_code == 204
+        raise FileNotFoundError
+
+    monkeypatch.setattr(results, "pick", deleted_meanwhile)
+    assert query().status_code == 404
+
+
+def test_clients_can_read_what_a_query_answers(recorded, tmp_path, monkeypatch):
+    around = len('{"picks":[],"job":null,"inputs":10000000}')
+    usual = PickOut(input_id="0" * 36)  # as a UUID is
+    size = len(usual.model_dump_json()) + 1
+    assert around + picking.MOST_PICKS * size < MOST_BYTES
+    told = {"rank_value": -1 / 3 * 1e-300, "estimated_code": "c" * 100, "reason": "r" * 1000}
+    explained = PickOut(input_id="0" * 4096, zone="z" * 100, **told)
+    size = len(explained.model_dump_json()) + 1
+    assert around + picking.MOST_EXPLAINED * size < MOST_BYTES
+    with seeded(Settings(data=tmp_path / "data"), recorded) as found:
+        path = f"{found.project}/results/{evaluated(found)}/query"
+        whole = found.client.post(path, json=QUERY, headers=found.key)
+        assert len(whole.json()["picks"]) == 5
+        assert whole.json()["job"] is None
+        size = len(whole.content)
+        monkeypatch.setattr(results, "MOST_BYTES", size)  # as if ids were long
+        assert found.client.post(path, json=QUERY, headers=found.key).content == whole.content
+        answer = found.client.post(path, json={**QUERY, "n_data": 6}, headers=found.key)
+        assert answer.status_code == 422
+        assert f"clients read {size} at most; ask for fewer" in answer.json()["detail"]

@@ -190,7 +190,9 @@ def test_it_works_behind_a_proxy_that_shows_it_under_a_path(taken_off, recorded,
         assert client.get("/elsewhere/api/v1/me", headers=headers).status_code == 404
 
 
-@pytest.mark.parametrize("wrong", ["team", "/team/", "/", "//evil.example", "/a?b", "/a b"])
+@pytest.mark.parametrize(
+    "wrong", ["team", "/team/", "/", "//evil.example", "/a?b", "/a b", "/api/v1"]
+)
 def test_a_path_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="root_path"):
         Settings(root_path=wrong)
@@ -379,6 +381,18 @@ def test_awkward_values_are_no_fault_of_ours(awkward, recorded):
     ):
         found = awkward.client.get(path.format(**places), headers=awkward.operator)
         assert found.status_code == 200, path
+
+
+@pytest.mark.parametrize("part", ["bytes=0-3", "bytes=0-1,4-5", "bytes=999999999-", "bytes", "x=1"])
+def test_a_file_is_sent_whole_whatever_part_is_asked_for(asked, part):
+    """Or there would be answers that are not described."""
+    there = asked.found
+    path = f"{there.project}/results/{there.ids['result_id']}/files/{there.ids['name']}"
+    whole = there.client.get(path, headers=there.key)
+    answer = there.client.get(path, headers={**there.key, "Range": part})
+    assert answer.status_code == 200
+    assert answer.content == whole.content
+    assert answer.headers["accept-ranges"] == "none"
 
 
 def ids_of(document):

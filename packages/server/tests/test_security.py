@@ -22,8 +22,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from ml_debugger.core.evaluation.method import evaluate
+from ml_debugger.core.store.parts import Part
+from ml_debugger.server.settings import Settings
 
-from .seeded import VERSION, record
+from .seeded import VERSION, compressed, record, seeded
+from .serving import Worker, until
 from .tenants import (
     COOKIE,
     MANY,
@@ -815,6 +818,41 @@ def test_rates(tmp_path):
         assert guess_passwords(target, 12).times
         scrape = target.log.read_text()
         assert [one for one in target.sent if one in scrape] == []
+
+
+def test_what_an_evaluation_warns_of_is_not_logged(tmp_path):
+    """It names runs, as users have called them."""
+    settings, recorded = Settings(data=tmp_path / "data"), record(tmp_path / "sdk")
+    marks = [f"run-{number}-of-somebody" for number in range(2)]
+    with seeded(settings, recorded) as there:
+        for number, mark in enumerate(marks):
+            header = recorded.part.header
+            runs = [one.model_copy(update={"run": mark}) for one in header.runs]
+            chunks = [
+                one.model_copy(
+                    update={"origin": f"{number:032x}:{k}:{'0' * 16}", "dataset_type": f"d{number}"}
+                )
+                for k, one in enumerate(header.chunks)
+            ]
+            header = header.model_copy(update={"runs": runs, "chunks": chunks})
+            digest, content = Part(header, recorded.part.bodies).pack()
+            assert there.put(compressed(content), digest).status_code == 200
+        path = f"{there.project}/versions/{there.ids['version_id']}/evaluations"
+        job = there.client.post(path, json={}, headers=there.key).json()
+        queue, project = there.service.queue, there.ids["project_id"]
+        with Worker(settings) as worker:
+            until(lambda: queue.find(project, job["id"]).state == "done", "the evaluation")
+            worker.stop()
+            log = worker.log
+        store = there.service.projects.store(project)
+        told = (store.result_folder(job["result_name"]) / "result.json").read_text()
+    assert "mixes records of" in told
+    assert all(mark in told for mark in marks)
+    lines = [json.loads(one) for one in log.splitlines()]
+    (warned,) = (one for one in lines if one["logger"] == "py.warnings")
+    assert (warned["message"], warned["kind"]) == ("warning", "UserWarning")
+    assert re.fullmatch(r".*/server/worker\.py:\d+", warned["place"])
+    assert [one for one in marks if one in log] == []
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ml_debugger.server.credentials import account_name
+from ml_debugger.server.database import UnavailableError
 from ml_debugger.server.people import Role
 from ml_debugger.server.problems import Problem
 from ml_debugger.server.projects import ProjectStore
@@ -336,7 +337,8 @@ def _by_key(request: Request, service: Service, authorization: str) -> Principal
         raise Problem(401, "the API key is wrong, revoked or expired")
     row, user, project, role = found
     if row.last_used_at is None or abs(now - row.last_used_at) > USED_EVERY:
-        with service.database.writing() as session:
+        # where nothing can be stored just now, the request may still read
+        with suppress(UnavailableError), service.database.writing() as session:
             session.execute(update(KeyRow).where(col(KeyRow.id) == row.id).values(last_used_at=now))
     # a key can do what it was made for, and no more than its maker still can
     least = None if role is None else min(Role(role), Role(row.role), key=_RANK)

@@ -30,7 +30,7 @@ from ml_debugger.server import __version__, operations
 from ml_debugger.server.access import Limiter, Proxied, principal
 from ml_debugger.server.api import router
 from ml_debugger.server.description import describe, name_of
-from ml_debugger.server.observe import Metrics, Observed
+from ml_debugger.server.observe import Metrics, Observed, headers_of
 from ml_debugger.server.problems import Problem, ProblemOut
 from ml_debugger.server.service import Service
 from ml_debugger.server.settings import Settings
@@ -228,4 +228,7 @@ def _disk(request: Request, error: Exception) -> JSONResponse:
 
 def _fault(request: Request, error: Exception) -> JSONResponse:
     log.error("fault", exc_info=error, extra={"request_id": request.state.request_id})
-    return _answer(request, 500, "the service has a fault; its log says more", "Fault")
+    response = _answer(request, 500, "the service has a fault; its log says more", "Fault")
+    # what nobody has caught is answered outside of `Observed`, which sets them otherwise
+    response.headers.update(headers_of(request.state.request_id))
+    return response

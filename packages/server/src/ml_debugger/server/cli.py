@@ -43,6 +43,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=0, help="Workers to run beside it.")] = 1,
 ) -> None:
     """Run the service. `ml_debugger.server.settings` lists what else `MLD_SERVER_...` may say."""
+    from ml_debugger.core.errors import StoreError
     from ml_debugger.server import running
     from ml_debugger.server.people import first_login
     from ml_debugger.server.service import Service
@@ -52,6 +53,13 @@ def serve(
     note = settings.data / "first_login.json"
     with Service(settings) as opened:
         made = first_login(opened, note=note)
+        place = opened.projects.objects
+        # once, as the tables are: a store that hangs is not to keep a service from starting
+        if made is not None and place is not None and not opened.database.postgres:
+            try:
+                place.make()
+            except StoreError as error:
+                console.print(f"{error}: `ml-debugger service migrate`", soft_wrap=True)
     if made is not None:
         console.print(
             f"an operator, a project and an API key were made: see {note}, and delete it",

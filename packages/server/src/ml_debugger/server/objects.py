@@ -97,7 +97,7 @@ class Objects:
             FileNotFoundError: There is none.
             StoreError: The object store refused.
         """
-        with self._told(f"cannot read {self.url}/{name}"):
+        with self._told(f"cannot read {self.url}/{name}", reading=True):
             raw = self._fs.open(f"{self.root}/{name}", "rb", block_size=16 << 20)
             with (
                 raw,
@@ -123,7 +123,7 @@ class Objects:
             FileNotFoundError: There are none.
             StoreError: The object store refused.
         """
-        with self._told(f"cannot read {self.url}/{name}"):
+        with self._told(f"cannot read {self.url}/{name}", reading=True):
             files = self._fs.ls(f"{self.root}/{name}", detail=False)
             folder.mkdir(parents=True)
             for file in files:
@@ -186,13 +186,17 @@ class Objects:
         return ages
 
     def ping(self) -> None:
-        """Look whether the object store answers.
+        """Look whether the object store answers, and has the bucket of this place.
 
         Raises:
             StoreError: It does not.
         """
-        with self._told(f"{self.url} does not answer"), suppress(FileNotFoundError):
-            self._fs.info(self.root)
+        with self._told(f"{self.url} does not answer"):
+            try:
+                self._fs.info(self.root)
+            except FileNotFoundError:  # nothing is in it yet, or it is not there itself
+                with suppress(PermissionError):  # who may see one prefix only may write to it
+                    self._fs.info(self.root.partition("/")[0])
 
     def _now(self) -> float:
         """Return what the object store's own clock says; ours may have jumped."""
@@ -208,11 +212,17 @@ class Objects:
             self._fs.rm(f"{self.root}/{name}", recursive=True)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, what: str, *, reading: bool = False) -> Iterator[None]:
+        """Tell what an object store refused; that it lacks an object is for who is reading."""
         try:
             yield
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            if reading:
+                raise
+            raise StoreError(
+                f"{what}: the place itself, a bucket for example, is not there; `ml-debugger "
+                "service migrate` makes it"
+            ) from error
         except Exception as error:  # each kind of store has errors of its own
             raise StoreError(f"{what} ({type(error).__name__}); try again") from error
 
@@ -274,14 +284,10 @@ class ObjectSegments:
     def collect(self, catalogue: Catalogue) -> int:
         """Delete objects of which no chunk is left, or that were never entered; count them."""
         with catalogue.writing() as session:
-            dead = list(
-                session.exec(
-                    select(SegmentRow.name).where(
-                        ~exists().where(col(ChunkRow.segment_id) == SegmentRow.id)
-                    )
-                )
-            )
-            session.execute(delete(SegmentRow).where(col(SegmentRow.name).in_(dead)))
+            # said twice, not listed: there may be more of them than a statement takes values
+            unused = ~exists().where(col(ChunkRow.segment_id) == SegmentRow.id)
+            dead = list(session.exec(select(SegmentRow.name).where(unused)))
+            session.execute(delete(SegmentRow).where(unused))
         for name in dead:
             self._objects.remove(self._object(name))
             self._drop(name)

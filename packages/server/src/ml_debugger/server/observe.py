@@ -7,12 +7,14 @@ import sys
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
+from starlette.datastructures import MutableHeaders
 from typing_extensions import override
 
 log = logging.getLogger("ml_debugger.server.requests")
@@ -72,12 +74,8 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"cache-control", b"no-store"),
-                ]
+                message.setdefault("headers", [])
+                MutableHeaders(scope=message).update(headers_of(request_id))
             await send(message)
 
         self._metrics.running.inc()
@@ -104,6 +102,15 @@ class Observed:
                     "principal": scope["state"].get("principal"),
                 },
             )
+
+
+def headers_of(request_id: str) -> dict[str, str]:
+    """Return the headers that the answer to any request has."""
+    return {
+        "X-Request-Id": request_id,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
 
 
 class Lines(JsonFormatter):
@@ -140,9 +147,22 @@ def log_as_json(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.captureWarnings(True)
+    warnings.showwarning = _log_warning
     logging.getLogger("ml_debugger").setLevel(level)
     logging.getLogger("uvicorn.error").setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers[:] = []
         logging.getLogger(name).propagate = name != "uvicorn.access"
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning by its kind and its place: its text may name what users recorded."""
+    about = {"kind": category.__name__, "place": f"{filename}:{lineno}"}
+    logging.getLogger("py.warnings").warning("warning", extra=about)

@@ -14,7 +14,7 @@ from ml_debugger.core.task import task_named
 from ml_debugger.server.pools import ReadPool
 from ml_debugger.server.projects import ProjectStore
 
-MOST_PICKS = 1_000_000  # in one answer
+MOST_PICKS = 500_000  # in one answer, of which a client reads 64 MiB
 MOST_EXPLAINED = 10_000
 
 

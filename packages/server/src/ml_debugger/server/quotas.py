@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from sqlmodel import select
+from sqlmodel import Session, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from ml_debugger.core.errors import LicenseError, StoreError
@@ -95,18 +95,25 @@ def counting(service: Service, organization_id: str) -> Iterator["Quotas"]:
             session = stack.enter_context(service.database.writing())
             # no stronger lock: rows that refer to it may be made meanwhile
             query = _row(organization_id).with_for_update(key_share=True)
-            found = Quotas(service, session.exec(query).one())
+            found = _quotas(service, session, query)
         yield found
 
 
 def quotas_of(service: Service, organization_id: str) -> "Quotas":
     """Return what an organisation may have; others may add something at any time."""
     with service.database.reading() as session:
-        return Quotas(service, session.exec(_row(organization_id)).one())
+        return _quotas(service, session, _row(organization_id))
 
 
 def _row(organization_id: str) -> SelectOfScalar[OrganizationRow]:
     return select(OrganizationRow).where(OrganizationRow.id == organization_id)
+
+
+def _quotas(service: Service, session: Session, query: SelectOfScalar[OrganizationRow]) -> "Quotas":
+    row = session.exec(query).first()
+    if row is None:  # nor is there what was asked about: only the empty are deleted
+        raise NoProjectError
+    return Quotas(service, row)
 
 
 class Quotas:

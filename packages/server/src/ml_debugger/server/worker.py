@@ -35,6 +35,7 @@ from ml_debugger.server.tables import JobRow
 
 POLL = 0.5
 TIDY_EVERY = 3600.0
+TIDY_FIRST = 60.0  # after a start: the jobs that wait come first
 SAID_EVERY = 0.2
 LONGEST_REST = 60.0
 
@@ -57,7 +58,8 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; a job that is not done then is left to other workers."""
-        tidied = time.monotonic()
+        # soon after it starts too: one that is started anew every half hour would never tidy
+        tidied = time.monotonic() - TIDY_EVERY + TIDY_FIRST
         while not stop.is_set():
             try:
                 self._look()

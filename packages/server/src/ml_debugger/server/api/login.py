@@ -4,7 +4,7 @@ import time
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import delete
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from ml_debugger.server import __version__
 from ml_debugger.server.access import (
@@ -27,6 +27,9 @@ from ml_debugger.server.tables import OrganizationRow, ProjectRow, SessionRow, U
 
 router = APIRouter(tags=["login"])
 
+WRONG = "the address or the password is wrong"
+WRONG_OLD = "the old password is wrong"
+
 
 @router.post("/login")
 def login(given: LoginIn, request: Request, response: Response, service: TheService) -> MeOut:
@@ -44,11 +47,14 @@ def login(given: LoginIn, request: Request, response: Response, service: TheServ
         if not service.credentials.is_password(hashed, given.password) or user is None:
             limiter.failed("address", address(request))
             limiter.failed("account", email)
-            raise Problem(401, "the address or the password is wrong")
+            raise Problem(401, WRONG)
     token = service.credentials.new_session()
     seconds = int(service.settings.session_hours * 3600)
     now = time.time_ns()
     with service.database.writing() as session:
+        # before other rows: who changes a password locks them in this order too
+        if _still(session, user) is None:
+            raise Problem(401, WRONG)
         session.execute(delete(SessionRow).where(col(SessionRow.expires_at) < now))
         session.add(
             SessionRow(
@@ -91,14 +97,16 @@ def change_password(
         limiter.check("account", found.user.email)
         if not service.credentials.is_password(found.user.password, given.old):
             limiter.failed("account", found.user.email)
-            raise Problem(403, "the old password is wrong")
+            raise Problem(403, WRONG_OLD)
     check_password(given.new)
+    hashed = service.credentials.hash_password(given.new)  # which takes a while: before the lock
     digest = "" if found.token is None else service.credentials.digest(found.token)
     with service.database.writing() as session:
-        user = session.get(UserRow, found.user.id)
-        if user is not None:
-            user.password = service.credentials.hash_password(given.new)
-            session.add(user)
+        user = _still(session, found.user)
+        if user is None:
+            raise Problem(403, WRONG_OLD)
+        user.password = hashed
+        session.add(user)
         session.execute(
             delete(SessionRow).where(
                 col(SessionRow.user_id) == found.user.id, col(SessionRow.digest) != digest
@@ -110,6 +118,16 @@ def change_password(
 def me(found: ThePrincipal, service: TheService) -> MeOut:
     """Return who asks, and what there is to work with."""
     return _me(service, found)
+
+
+def _still(session: Session, checked: UserRow) -> UserRow | None:
+    """Return a person whose password is still the one that was checked; the row is locked.
+
+    Checking takes a while. Whoever changes or resets the password in that time ends all logins,
+    and what the old one has opened must not come after.
+    """
+    user = session.get(UserRow, checked.id, with_for_update=True)
+    return None if user is None or user.password != checked.password else user
 
 
 def _me(service: Service, found: Principal) -> MeOut:

@@ -72,10 +72,10 @@ def delete_organization(
 ) -> None:
     """Delete an organisation that has no projects; operators only. Its members keep accounts."""
     with service.database.writing() as session:
-        _alone(session, organization.id)
+        row = _alone(session, organization.id)
         if projects_of(session, [organization.id]):
             raise Problem(409, "an organisation that has projects stays; delete them first")
-        session.delete(session.get_one(OrganizationRow, organization.id))
+        session.delete(row)
 
 
 @router.put("/{organization_id}/quotas")
@@ -84,7 +84,7 @@ def set_quotas(
 ) -> OrganizationOut:
     """Set what an organisation may record, in place of all quotas it had; operators only."""
     with service.database.writing() as session:
-        row = session.get_one(OrganizationRow, organization.id)
+        row = _alone(session, organization.id)
         row.max_models, row.max_records, row.max_bytes = (
             given.max_models,
             given.max_records,
@@ -168,10 +168,15 @@ def remove(
         )
 
 
-def _alone(session: Session, organization_id: str) -> None:
-    """Let no other transaction change members until this one ends; SQLite has one anyway."""
-    if session.get(OrganizationRow, organization_id, with_for_update=True) is None:
+def _alone(session: Session, organization_id: str) -> OrganizationRow:
+    """Return an organisation that no other transaction changes, nor its members, until this ends.
+
+    SQLite has one at a time anyway.
+    """
+    row = session.get(OrganizationRow, organization_id, with_for_update=True)
+    if row is None:
         raise Problem(404, "there is no such organisation")
+    return row
 
 
 def _find(session: Session, organization_id: str, user_id: str) -> MemberRow:

@@ -56,7 +56,9 @@ def change_project(
 ) -> ProjectOut:
     """Rename a project, and say for how long it keeps records."""
     with service.database.writing() as session:
-        row = session.get_one(ProjectRow, project.row.id)
+        row = session.get(ProjectRow, project.row.id, with_for_update=True)
+        if row is None:
+            raise Problem(404, "there is no such project")
         same = select(ProjectRow).where(
             ProjectRow.organization_id == row.organization_id,
             ProjectRow.name == given.name,

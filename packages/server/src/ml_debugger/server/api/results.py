@@ -8,10 +8,13 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
-from ml_debugger.core.errors import StoreError
+from ml_debugger.core.errors import InputError, ResultNotFoundError, StoreError
 from ml_debugger.core.evaluation import folder as files
+from ml_debugger.core.service.client import MOST_BYTES
 from ml_debugger.core.store import ResultInfo
 from ml_debugger.server.access import AsAdmin, AsViewer, Project, TheService
 from ml_debugger.server.api.evaluations import job_out
@@ -34,6 +37,20 @@ from ml_debugger.server.tables import JobRow
 router = APIRouter(prefix="/projects/{project_id}/results", tags=["results"])
 
 FILES = (files.MANIFEST, files.ARRAYS, files.UNITS, files.TRUTHS, files.INPUTS)
+
+
+class WholeFile(FileResponse):
+    """A file that is sent whole, even to who asks for a part of it, as HTTP allows.
+
+    Parts would be answers of three more kinds, some of them no `ProblemOut`, that nobody needs:
+    clients fetch a file whole, and check its hash.
+    """
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers["Accept-Ranges"] = "none"
+        headers = [one for one in scope["headers"] if one[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 @router.get("")
@@ -79,7 +96,7 @@ def list_files(result_id: Number, project: AsViewer) -> list[FileOut]:
 
 @router.get(
     "/{result_id}/files/{name}",
-    response_class=FileResponse,
+    response_class=WholeFile,
     responses={
         200: {
             "description": "The file.",
@@ -91,12 +108,12 @@ def list_files(result_id: Number, project: AsViewer) -> list[FileOut]:
 )
 def get_file(
     result_id: Number, name: Annotated[str, Path(max_length=100)], project: AsViewer
-) -> FileResponse:
+) -> WholeFile:
     """Return a file of a result."""
     with _folder(project, result_id) as folder:
         if name not in FILES or not (folder / name).is_file():
             raise Problem(404, "the result has no such file")
-        return FileResponse(
+        return WholeFile(
             folder / name,
             media_type="application/octet-stream",
             filename=name,
@@ -104,20 +121,27 @@ def get_file(
         )
 
 
-@router.post("/{result_id}/query")
+@router.post("/{result_id}/query", response_model=PicksOut)
 def query_result(
     result_id: Number, given: QueryIn, project: AsViewer, service: TheService
-) -> PicksOut:
+) -> PicksOut | Response:
     """Pick recorded inputs worth labelling, by what a result says of them.
 
     Where the result has not seen some of the records yet, a worker estimates them first: `job`
     is set then, and the same query is answered once it is done.
     """
     info = _find(project, result_id)
-    found = pick(project.store, info, given.model_dump())
+    with _whole(project, result_id):
+        found = pick(project.store, info, given.model_dump())
     if not isinstance(found, Missing):
         picks = [PickOut(**one) for one in found.picks]
-        return PicksOut(picks=picks, inputs=found.inputs)
+        content = PicksOut(picks=picks, inputs=found.inputs).model_dump_json().encode()
+        if len(content) > MOST_BYTES:  # ids may be long
+            raise InputError(
+                f"the answer has {len(content):,} bytes, and clients read {MOST_BYTES:,} at most; "
+                "ask for fewer inputs"
+            )
+        return Response(content, media_type="application/json")
     request: dict[str, Any] = {
         "dataset_type": given.dataset_type,
         "n_epoch": found.n_epoch,
@@ -139,9 +163,16 @@ def query_result(
 @contextmanager
 def _folder(project: Project, number: int) -> Iterator[FilePath]:
     """Give the folder of a result, which may be deleted meanwhile."""
-    try:
+    with _whole(project, number):
         yield project.store.result_folder(_find(project, number).name)
-    except FileNotFoundError as error:
+
+
+@contextmanager
+def _whole(project: Project, number: int) -> Iterator[None]:
+    """Tell what lacks files: a result that was deleted meanwhile, or the service's disk."""
+    try:
+        yield
+    except (FileNotFoundError, ResultNotFoundError) as error:
         _find(project, number)
         raise StoreError("the files of a result are gone, and the result is not") from error
 
