@@ -493,7 +493,9 @@ FULL: dict[str, list[Any]] = {
 }
 OPERATORS = ("/organizations", "/organizations/{organization_id}/quotas")
 SLOW = ("/login", "/me/password", "/organizations/{organization_id}/members")  # Argon2 is
+PARTS = "/projects/{project_id}/versions/{version_id}/parts/{digest}"
 QUERIES = {
+    PARTS: ("model_name", "version_name"),
     "/projects/{project_id}/versions": ("model_name", "version_name", "after", "limit"),
     "/projects/{project_id}/results": (
         "result_name",
@@ -583,10 +585,12 @@ def inject(place: Town, few: int = 1) -> Row:
         for name in names:
             for text in (one for one in TEXTS if len(one) < 1000):
                 shown = text.encode(errors="surrogatepass")
-                answer = place.client.get(
+                answer = place.ask(
+                    admin,
+                    "PUT" if path == PARTS else "GET",
                     V1 + path.format(**ids),
+                    b"no part" if path == PARTS else None,
                     params=[(name, shown), (name, shown)],
-                    headers=admin.headers,
                 )
                 check(answer, f"{path} {name} {text[:40]!r}")
                 if answer.status_code == 200 and name not in ("limit", "offset"):

@@ -281,7 +281,9 @@ def test_what_goes_leaves_the_others(place):
     key, _ = place.new_key(made["id"], admin)
     place.done(admin, "DELETE", f"/projects/{made['id']}")
     assert place.ask(key, "GET", "/api/v1/me").status_code == 401
-    assert dump(place.service) == before
+    after = dump(place.service)
+    del after[f"unfinished/{made['id']}"]  # by which what was being written is found a day later
+    assert after == before
     assert place.done(red.keys["viewer"], "GET", f"/projects/{red.ids['project_id']}/results")
 
 
