@@ -5,6 +5,7 @@ import signal
 import threading
 from functools import partial
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -23,8 +24,9 @@ from ml_debugger.server.settings import Settings
 from ml_debugger.server.tables import OrganizationRow
 from ml_debugger.server.worker import Worker, _outcome
 
+from . import serving
 from .seeded import VERSION, migrate, record, seeded
-from .serving import program, project_store
+from .serving import program, project_store, until
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -237,6 +239,26 @@ def test_what_a_killed_worker_left_is_in_nobodys_way(there):
     assert there.service.queue.find(store._name, waiting.id).state == "cancelled"
 
 
+@pytest.mark.parametrize("there", ["sqlite and files"], indirect=True)
+def test_a_worker_outlives_what_starts_its_processes(there):
+    """It is killed where memory is short, and while it still loads, for seconds."""
+    path = f"{there.project}/versions/{there.ids['version_id']}/evaluations"
+    made = there.client.post(path, json={"result_name": "mine"}, headers=there.key).json()
+    find = partial(there.service.queue.find, project_store(there.service)._name, made["id"])
+    with serving.Worker(there.service.settings) as working:
+        (pid,) = until(working.family, "the worker")
+
+        def loading():
+            commands = ((one, Path(f"/proc/{one}/cmdline").read_text()) for one in working.family())
+            return [one for one, command in commands if "forkserver" in command]
+
+        (starter,) = until(loading, "what starts its processes")
+        os.kill(starter, signal.SIGKILL)
+        until(lambda: find().state == "done", "another one to do the job")
+        assert pid in working.family()
+    assert (find().attempt, find().failures, find().stalls) == (2, 0, 1)
+
+
 def delete(there, what):
     return there.client.delete(f"{there.project}/{what}", headers=there.operator)
 
@@ -321,6 +343,8 @@ class Here:
     Pipe = staticmethod(Pipe)
 
     class Process:
+        pid = None
+
         def __init__(self, target, args, daemon):
             self.start = partial(target, *args)
 

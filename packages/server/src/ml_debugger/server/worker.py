@@ -91,13 +91,11 @@ class Worker:
         mine, theirs = self._processes.Pipe()
         arguments = (self._service.settings, job.model_dump(), theirs)
         process = self._processes.Process(target=_child, args=arguments, daemon=True)
-        process.start()
-        theirs.close()
         state: State = "queued"
         why: Why = "died"
         message = "its process died"
         try:
-            found = self._attend(job, process, mine, stop)
+            found = self._begin(job, process, theirs) or self._attend(job, process, mine, stop)
             if found is None:  # cancelled, or no longer ours
                 state, message = "cancelled", ""
             elif found:
@@ -108,10 +106,22 @@ class Worker:
                     rest = min(4.0 ** min(job.stalls + 1, 10), LONGEST_REST)
                     self._resting[job.id] = time.monotonic() + rest
         finally:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
             mine.close()
         self._end(job, state, message, stop, "stopped" if stop.is_set() else why)
+
+    def _begin(self, job: JobRow, process: Any, theirs: Connection) -> tuple[State, str] | None:
+        """Start a job's process; where that cannot be, say how the job ended."""
+        try:
+            process.start()
+        except (OSError, EOFError) as error:  # the machine has no room, or has killed the server
+            log.warning("no process", extra={"job": job.id, "cause": type(error).__name__})
+            return "queued", "no process could be started for it"
+        finally:
+            theirs.close()  # or it would not be seen that the process has ended
+        return None
 
     def _attend(
         self, job: JobRow, process: Any, said: Connection, stop: threading.Event
@@ -129,7 +139,7 @@ class Worker:
                     progress = rest[0]
                     if time.monotonic() - beaten > self._lease / 6:
                         break
-            except EOFError:
+            except (EOFError, OSError):  # the latter in the middle of a word
                 return ()
             if not process.is_alive() and not said.poll():
                 return ()
