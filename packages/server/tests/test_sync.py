@@ -130,14 +130,16 @@ def healed(request):
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """Have whoever waits for a service that is away be told soon."""
-    for module in (uploader, remote):
-        monkeypatch.setattr(module, "PATIENCE", 0.5)
-    monkeypatch.setattr(service, "RETRY_SECONDS", 0.5)
-    for module in (uploader, service):
-        monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
-        monkeypatch.setattr(module, "LONGEST_PAUSE", 0.1)
+def impatient():
+    """Have whoever waits for a service that is away be told soon, until this is called."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (uploader, remote):
+            patched.setattr(module, "PATIENCE", 0.5)
+        patched.setattr(service, "RETRY_SECONDS", 0.5)
+        for module in (uploader, service):
+            patched.setattr(module, "FIRST_PAUSE", 0.05)
+            patched.setattr(module, "LONGEST_PAUSE", 0.1)
+        yield patched.undo
 
 
 @pytest.fixture
@@ -220,6 +222,7 @@ def test_force_is_not_forgotten_while_the_service_is_away(site, home, impatient)
         with pytest.raises(ConnectionError):
             made.wait_for_save(interval=0.05, force=True)
         site.wire.restore()
+        impatient()
         made.wait_for_save(interval=0.05)
     assert site.same(home, version) == 96
 
@@ -513,6 +516,7 @@ def test_who_waits_for_a_service_that_is_away_is_told(site, home, impatient, how
             made.wait_for_save(interval=0.05)
         site.wire.target = site.server.port
         site.wire.restore()
+        impatient()
         monkeypatch.setattr(transport, "SILENT_SECONDS", 60.0)
         made.wait_for_save(interval=0.05)
     assert site.same(home, version) == 32
@@ -805,7 +809,7 @@ def test_errors_are_the_same_here_and_there(site, evaluated, tmp_path):
             Evaluator("net", unlabelled, home=home, **client).get_result(there.result_name)
 
 
-def test_an_answer_that_is_lost_does_not_evaluate_twice(site, evaluated, impatient):
+def test_an_answer_that_is_lost_does_not_evaluate_twice(site, evaluated):
     home, version, _ = evaluated
     evaluator = Evaluator("net", version, home=home, **site.client)
     client = evaluator.service_client
