@@ -196,7 +196,8 @@ class Objects:
                 self._fs.info(self.root)
             except FileNotFoundError:  # nothing is in it yet, or it is not there itself
                 with suppress(PermissionError):  # who may see one prefix only may write to it
-                    self._fs.info(self.root.partition("/")[0])
+                    # not `info`, for which early s3fs has no bucket that is empty
+                    self._fs.ls(self.root.partition("/")[0], detail=False)
 
     def _now(self) -> float:
         """Return what the object store's own clock says; ours may have jumped."""
