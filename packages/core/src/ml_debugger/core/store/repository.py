@@ -166,6 +166,7 @@ class LocalRepository(Repository):
 
         Raises:
             InputError: The part cannot be believed, or does not fit this version.
+            NothingToEvaluateError: The version is not there any more.
             StoreError: It cannot be written, or the version was declared anew meanwhile.
         """
         part.check(_types(self.fields), _types(self.label_fields))
