@@ -25,13 +25,21 @@ PAGES = [
 ]
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_SNIPPETS = [page for page in PAGES if SNIPPET.search(page.read_text())]
+SLOW = ("detection.md", "detection3d.md")  # they train a detector
 
 
 def test_pages_have_snippets() -> None:
     assert len(WITH_SNIPPETS) >= 7
 
 
-@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ())
+        for page in WITH_SNIPPETS
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

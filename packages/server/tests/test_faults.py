@@ -49,6 +49,8 @@ from .serving import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 RUNS = int(os.environ.get("MLD_FAULT_RUNS", "0"))  # 0: what is chosen below, once
 CALLS = 30  # each a part of its own
 TMPFS_BYTES = 24 << 20
